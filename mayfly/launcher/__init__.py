@@ -1,0 +1,1 @@
+"""The Woodpecker plugin `buildkit-launcher`."""
