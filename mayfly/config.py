@@ -1,0 +1,322 @@
+"""TOML and environment to one frozen `Config`; every fault is reported at once.
+
+Each option is declared once, here: its type, default, bounds and description. The reference in
+`docs/configuration.md` is generated from these classes (`python -m mayfly.config`) and a test
+holds the two together.
+
+Precedence, strongest first: `MAYFLY_STATE` and `MAYFLY_CACHE`; `MAYFLY_<SECTION>__<OPTION>`;
+the file named by `MAYFLY_CONFIG` (default `/etc/mayfly/mayfly.toml`, which may be absent).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from mayfly.errors import ConfigError
+from mayfly.model import GIB, Size
+
+DEFAULT_FILE = Path("/etc/mayfly/mayfly.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("write it as ADDRESS:PORT, as in 127.0.0.1:5000")
+    ipaddress.ip_address(host.strip("[]"))
+    return value
+
+
+def _network(value: str) -> str:
+    return str(ipaddress.ip_network(value))
+
+
+class Server(_Section):
+    """The one address that clients and runners know."""
+
+    listen: Annotated[str, AfterValidator(_address)] = Field(
+        "127.0.0.1:5000", description="Address and port of the edge (TLS)."
+    )
+    name: str = Field(
+        "registry.mayfly.internal",
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        description="Host name of the edge, the same inside runners and outside.",
+    )
+
+    @property
+    def port(self) -> int:
+        return int(self.listen.rpartition(":")[2])
+
+
+class Rung(_Section):
+    """One rung of the ladder."""
+
+    cpu: int = Field(ge=1, le=256, description="vCPUs.")
+    memory_gb: int = Field(ge=1, le=1024, description="Memory in GiB.")
+    disk_gb: int = Field(ge=2, le=16384, description="Scratch disk in GiB.")
+
+
+class Pool(_Section):
+    """What the runners of this machine may use together."""
+
+    memory_gb: int = Field(
+        0, ge=0, description="GiB of memory for runners; 0: the machine's less `reserve_gb`."
+    )
+    reserve_gb: int = Field(2, ge=0, description="GiB of memory that are left to everything else.")
+    cpu_overcommit: float = Field(
+        2.0, ge=1, le=16, description="vCPUs for each core; a rung with more is refused."
+    )
+    queue_timeout_s: int = Field(
+        900, ge=1, description="Seconds a build waits for room in the pool before it gives up."
+    )
+
+
+class LeaseOptions(_Section):
+    """How long a lease lives."""
+
+    heartbeat_s: float = Field(5, ge=0.5, description="Seconds between a client's heartbeats.")
+    grace_s: float = Field(
+        30, ge=2, description="Seconds without a heartbeat after which a client counts as lost."
+    )
+    budget_min: float = Field(
+        60, gt=0, le=24 * 60, description="Minutes that a build may take once its runner is ready."
+    )
+
+
+class Vm(_Section):
+    """How runners are made."""
+
+    provider: Literal["qemu", "fake"] = Field("qemu", description="What makes VMs.")
+    accelerator: Literal["auto", "kvm", "tcg"] = Field(
+        "auto", description="`auto`: KVM where a guest really runs on it, else TCG."
+    )
+    qemu: str = Field("qemu-system-x86_64", description="QEMU's program (8.2 or newer).")
+    boot_memory_mb: int = Field(
+        1024,
+        ge=512,
+        multiple_of=128,
+        description="MiB of memory of the template; the rest of a size is plugged in as DIMMs.",
+    )
+
+
+class Network(_Section):
+    """What runners may reach."""
+
+    subnet: Annotated[str, AfterValidator(_network)] = Field(
+        "198.18.0.0/16",
+        description="IPv4 network for the links between this machine and its runners.",
+    )
+    resolvers: tuple[str, ...] = Field(
+        (), description="DNS servers for runners; empty: those of this machine's resolv.conf."
+    )
+    allow: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (), description="Networks that runners may reach although they are private."
+    )
+
+
+class S3(_Section):
+    """The bucket that is the registry's only truth. Empty `endpoint`: an embedded SeaweedFS."""
+
+    endpoint: str = Field("", description="URL of the S3 service; empty: the embedded one.")
+    region: str = Field("us-east-1", description="Region name that requests are signed for.")
+    bucket: str = Field("mayfly", min_length=3, max_length=63, description="Bucket name.")
+    access_key: str = Field("", description="Access key id.")
+    secret_key: str = Field("", description="Secret key; better given as MAYFLY_S3__SECRET_KEY.")
+
+
+class Golden(_Section):
+    """What goes into images that Mayfly makes."""
+
+    site_certificates: tuple[Path, ...] | Literal["auto"] = Field(
+        "auto",
+        description="CA certificates of a company's TLS proxy for runners and base images; "
+        "`auto`: those in /usr/local/share/ca-certificates.",
+    )
+
+
+DEFAULT_LADDER = {
+    "small": Rung(cpu=2, memory_gb=4, disk_gb=20),
+    "medium": Rung(cpu=4, memory_gb=8, disk_gb=40),
+    "large": Rung(cpu=8, memory_gb=16, disk_gb=80),
+    "xlarge": Rung(cpu=16, memory_gb=32, disk_gb=160),
+}
+
+
+class Config(_Section):
+    """Everything that an operator may set."""
+
+    state: Path = Field(Path("/var/lib/mayfly"), description="All that Mayfly keeps.")
+    cache: Path = Field(
+        Path("/var/cache/mayfly"), description="What can be made or fetched again: tools."
+    )
+    server: Server = Server()
+    ladder: Mapping[str, Rung] = Field(
+        DEFAULT_LADDER, min_length=1, description="The sizes, by name; the smallest is the default."
+    )
+    pool: Pool = Pool()
+    lease: LeaseOptions = LeaseOptions()
+    vm: Vm = Vm()
+    network: Network = Network()
+    s3: S3 = S3()
+    golden: Golden = Golden()
+
+    @property
+    def run(self) -> Path:
+        """Where sockets and pid files are."""
+        return self.state / "run"
+
+    @property
+    def registry_host(self) -> str:
+        """The registry's name as it stands in an image reference."""
+        return f"{self.server.name}:{self.server.port}"
+
+    @property
+    def url(self) -> str:
+        """The API's public address."""
+        return f"https://{self.registry_host}"
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The ladder, smallest first."""
+        rungs = (
+            Size(name, rung.cpu, rung.memory_gb * GIB, rung.disk_gb * GIB)
+            for name, rung in self.ladder.items()
+        )
+        return tuple(sorted(rungs, key=lambda s: (s.memory_bytes, s.cpus, s.disk_bytes)))
+
+
+def site_certificates(config: Config) -> tuple[Path, ...]:
+    """The site's own CA certificates, sorted; none when the machine has none."""
+    chosen = config.golden.site_certificates
+    if chosen == "auto":
+        return tuple(sorted(Path("/usr/local/share/ca-certificates").rglob("*.crt")))
+    return tuple(sorted(chosen))
+
+
+def load(environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration of this process.
+
+    Raises `ConfigError` with every fault found: a file that cannot be read or parsed, an unknown
+    name, a wrong type, a value out of bounds. A default file that does not exist is no fault; one
+    named by `MAYFLY_CONFIG` is.
+    """
+    environ = os.environ if environ is None else environ
+    named = environ.get("MAYFLY_CONFIG")
+    path = Path(named) if named else DEFAULT_FILE
+    data: dict[str, Any] = {}
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if named:
+            raise ConfigError([f"{path}: no such file (named by MAYFLY_CONFIG)"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not TOML: {error}"]) from None
+
+    origin = dict.fromkeys(_flatten(data), str(path))
+    for name, value in sorted(environ.items()):
+        match = re.fullmatch(r"MAYFLY_([A-Z0-9]+)__([A-Z0-9_]+)", name)
+        if match:
+            section, option = match[1].lower(), match[2].lower()
+            data.setdefault(section, {})[option] = _scalar(value)
+            origin[f"{section}.{option}"] = name
+    for name, option in (("MAYFLY_STATE", "state"), ("MAYFLY_CACHE", "cache")):
+        if environ.get(name):
+            data[option] = environ[name]
+            origin[option] = name
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError([_fault(e, origin, str(path)) for e in error.errors()]) from None
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in data.items():
+        names.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            names.extend(_flatten(value, f"{prefix}{key}."))
+    return names
+
+
+def _scalar(text: str) -> Any:
+    """An environment value as TOML would read it; text that is not TOML is itself."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _fault(error: Any, origin: Mapping[str, str], default: str) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    source = origin.get(where) or next((origin[p] for p in _parents(where) if p in origin), default)
+    if error["type"] == "extra_forbidden":
+        return f"{source}: {where}: unknown option - remove it, or see docs/configuration.md"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{source}: {where} = {error['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _parents(where: str) -> list[str]:
+    parts = where.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def reference() -> str:
+    """The configuration reference as Markdown, from the declarations above."""
+    lines = [
+        "# Configuration",
+        "",
+        "Generated from `mayfly/config.py` by `python -m mayfly.config`; do not edit.",
+        "",
+        "`/etc/mayfly/mayfly.toml`, or the file that `MAYFLY_CONFIG` names. Any option of a",
+        "section can be given as `MAYFLY_<SECTION>__<OPTION>`, which wins over the file.",
+        "",
+    ]
+    top = {n: f for n, f in Config.model_fields.items() if not _is_section(f.annotation)}
+    lines += _table("Top level", "", {n: f for n, f in top.items() if n != "ladder"})
+    for name, field in Config.model_fields.items():
+        if _is_section(field.annotation):
+            section: type[BaseModel] = field.annotation  # type: ignore[assignment]
+            lines += _table(f"`[{name}]`", section.__doc__ or "", section.model_fields)
+    lines += _table("`[ladder.NAME]`", top["ladder"].description or "", Rung.model_fields)
+    lines += ["Default ladder:", "", "```toml"]
+    for name, rung in DEFAULT_LADDER.items():
+        lines += [f"[ladder.{name}]", *(f"{k} = {v}" for k, v in rung.model_dump().items()), ""]
+    return "\n".join([*lines[:-1], "```", ""])
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, _Section)
+
+
+def _table(title: str, about: str, fields: Mapping[str, Any]) -> list[str]:
+    rows = [f"## {title}", "", *([about.strip(), ""] if about else [])]
+    rows += ["| option | default | meaning |", "| --- | --- | --- |"]
+    for name, field in fields.items():
+        default = "required" if field.is_required() else f"`{_toml(field.default)}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return [*rows, ""]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return f'"{value}"' if isinstance(value, str | Path) else str(value)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,184 @@
+"""The whole error tree: one class for each way a build or a command can end badly.
+
+    MayflyError                  internal             70   500
+    ├── BuildFailed              failed                1   422   the user's own build
+    ├── UsageError               usage                 2   400
+    │   └── ConfigError          usage                 2   500   all its faults at once
+    ├── SpecInvalid              spec_invalid          3   422
+    ├── TooBig                   too_big               4   422
+    ├── BudgetExceeded           budget_exceeded       7   410
+    ├── QueueTimeout             queue_timeout         8   503
+    ├── NotPublished             not_published         9   502
+    ├── Denied                   denied               10   403
+    │   └── Unauthenticated      denied               10   401
+    ├── NotFound                 usage                 2   404
+    ├── Conflict                 usage                 2   409
+    ├── InfrastructureError      infrastructure       20   503   the only one worth retrying
+    │   └── Unreachable          infrastructure       20   503
+    ├── MachineUnfit             machine_unfit        21   503
+    ├── Cancelled                cancelled           130   409
+    └── Terminated               terminated          143   409
+
+`code` is stable and appears in JSON; `exit_status` is what a process ends with; `http_status`
+is what a route answers. Codes and exit statuses are those of the interface document
+(`docs/reference.md`); nothing else in the project spells one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class MayflyError(Exception):
+    """A fault that a person reads: what was wrong and where, and what to do about it.
+
+    `message` is one line. `hint`, when there is one, is the next step in the imperative; it is
+    printed on the same line after a dash, so that one fault stays one line.
+    """
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 70
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} - {self.hint}" if self.hint else self.message
+
+
+class BuildFailed(MayflyError):
+    """The user's own build failed; BuildKit's message has already been shown."""
+
+    code, exit_status, http_status = "failed", 1, 422
+
+
+class UsageError(MayflyError):
+    """A flag, name or path given by the caller is wrong."""
+
+    code, exit_status, http_status = "usage", 2, 400
+
+
+class ConfigError(UsageError):
+    """The configuration has faults; all of them are in `faults`, one line each."""
+
+    http_status = 500
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
+
+
+class SpecInvalid(MayflyError):
+    """`.build-spec.ncl` does not satisfy its contract."""
+
+    code, exit_status, http_status = "spec_invalid", 3, 422
+
+
+class TooBig(MayflyError):
+    """No rung of the ladder that this machine holds is large enough."""
+
+    code, exit_status, http_status = "too_big", 4, 422
+
+
+class BudgetExceeded(MayflyError):
+    """The time budget ran out; the VM was ended."""
+
+    code, exit_status, http_status = "budget_exceeded", 7, 410
+
+
+class QueueTimeout(MayflyError):
+    """The pool stayed full for as long as the caller was willing to wait."""
+
+    code, exit_status, http_status = "queue_timeout", 8, 503
+
+
+class NotPublished(MayflyError):
+    """The image was built and could not be pushed."""
+
+    code, exit_status, http_status = "not_published", 9, 502
+
+
+class Denied(MayflyError):
+    """The token does not allow this."""
+
+    code, exit_status, http_status = "denied", 10, 403
+
+
+class Unauthenticated(Denied):
+    """No token, or one that cannot be verified."""
+
+    http_status = 401
+
+
+class NotFound(UsageError):
+    """The named thing does not exist, or no longer does."""
+
+    http_status = 404
+
+
+class Conflict(UsageError):
+    """The named thing is in a state that does not allow this."""
+
+    http_status = 409
+
+
+class InfrastructureError(MayflyError):
+    """Something of Mayfly's, or under it, failed; the same request may succeed later."""
+
+    code, exit_status, http_status, retryable = "infrastructure", 20, 503, True
+
+
+class Unreachable(InfrastructureError):
+    """A program of Mayfly's does not answer at its address."""
+
+
+class MachineUnfit(MayflyError):
+    """This machine lacks what builds need (QEMU, root, memory); `mayfly doctor` says more."""
+
+    code, exit_status, http_status = "machine_unfit", 21, 503
+
+
+class Cancelled(MayflyError):
+    """Ended by the person who started it (Ctrl-C)."""
+
+    code, exit_status, http_status = "cancelled", 130, 409
+
+
+class Terminated(MayflyError):
+    """Ended by SIGTERM."""
+
+    code, exit_status, http_status = "terminated", 143, 409
+
+
+def from_code(code: str, message: str, *, hint: str = "") -> MayflyError:
+    """The error that a peer reported by its `code`, as the class that raises here.
+
+    An unknown code (a newer peer's) becomes a plain `MayflyError`. Classes that share a code
+    (`usage`) come back as the general one.
+    """
+    by_code: dict[str, type[MayflyError]] = {
+        cls.code: cls
+        for cls in (
+            BuildFailed,
+            UsageError,
+            SpecInvalid,
+            TooBig,
+            BudgetExceeded,
+            QueueTimeout,
+            NotPublished,
+            Denied,
+            InfrastructureError,
+            MachineUnfit,
+            Cancelled,
+            Terminated,
+        )
+    }
+    return by_code.get(code, MayflyError)(message, hint=hint)

@@ -1,0 +1,164 @@
+"""What the steps pass to each other: frozen, without behaviour that reaches outside.
+
+Sizes are bytes and times are seconds unless a name says otherwise; points in time are
+timezone-aware UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A rung of the ladder: what a runner of this name gets."""
+
+    name: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+
+    def __str__(self) -> str:
+        memory, disk = self.memory_bytes // GIB, self.disk_bytes // GIB
+        return f"{self.name} ({self.cpus} vCPU, {memory} GiB memory, {disk} GiB disk)"
+
+
+class Desired(StrEnum):
+    """What should be: set by people and policy."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Observed(StrEnum):
+    """What the provider was last seen to have."""
+
+    ABSENT = "absent"
+    READY = "ready"
+    LOST = "lost"
+
+
+class Operation(StrEnum):
+    """What is under way between the two."""
+
+    NONE = "none"
+    CREATING = "creating"
+    DESTROYING = "destroying"
+
+
+class Outcome(StrEnum):
+    """How a build ended. `exit_status` in `OUTCOME_EXIT` is what its client ends with."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    USAGE = "usage"
+    SPEC_INVALID = "spec_invalid"
+    TOO_BIG = "too_big"
+    OOM = "oom"
+    DISK_FULL = "disk_full"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    QUEUE_TIMEOUT = "queue_timeout"
+    NOT_PUBLISHED = "not_published"
+    DENIED = "denied"
+    INFRASTRUCTURE = "infrastructure"
+    MACHINE_UNFIT = "machine_unfit"
+    INTERNAL = "internal"
+    CANCELLED = "cancelled"
+    TERMINATED = "terminated"
+    CLIENT_LOST = "client_lost"
+    RUNNER_LOST = "runner_lost"
+
+
+OUTCOME_EXIT: Mapping[Outcome, int | None] = {
+    Outcome.SUCCEEDED: 0,
+    Outcome.FAILED: 1,
+    Outcome.USAGE: 2,
+    Outcome.SPEC_INVALID: 3,
+    Outcome.TOO_BIG: 4,
+    Outcome.OOM: 5,
+    Outcome.DISK_FULL: 6,
+    Outcome.BUDGET_EXCEEDED: 7,
+    Outcome.QUEUE_TIMEOUT: 8,
+    Outcome.NOT_PUBLISHED: 9,
+    Outcome.DENIED: 10,
+    Outcome.INFRASTRUCTURE: 20,
+    Outcome.MACHINE_UNFIT: 21,
+    Outcome.INTERNAL: 70,
+    Outcome.CANCELLED: 130,
+    Outcome.TERMINATED: 143,
+    Outcome.CLIENT_LOST: None,
+    Outcome.RUNNER_LOST: None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What a client asks for. `size` is a rung's name, or empty for the default rung."""
+
+    repo: str
+    ssh_public_key: str
+    size: str = ""
+    ref: str = ""
+    event: str = "manual"
+    target: str = ""
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease as its row says. A build's id is its lease's id."""
+
+    id: str
+    request: LeaseRequest
+    size: Size
+    desired: Desired
+    observed: Observed
+    operation: Operation
+    attempt: int
+    created_at: datetime
+    expires_at: datetime
+    budget_s: float
+    ready_at: datetime | None = None
+    deadline: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    reason: str = ""
+    digest: str = ""
+    images: tuple[str, ...] = ()
+    ssh_host_key: str = ""
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def runner(self) -> str:
+        """The name of the VM that serves this attempt."""
+        return f"{self.id}-{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSpec:
+    """What a provider needs to make one runner. `budget_s` is counted from readiness."""
+
+    runner: str
+    size: Size
+    authorized_key: str
+    budget_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A VM that a provider has, with what a client needs to trust it.
+
+    `ssh_host_key` is an OpenSSH public key line; it is empty while the runner is not ready.
+    """
+
+    name: str
+    size: str
+    ready: bool
+    ssh_host_key: str = ""
+    timings_s: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,36 @@
+"""What makes and unmakes VMs, seen from the orchestrator. Plain modules and objects satisfy it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mayfly.model import Runner, RunnerSpec
+
+Progress = Callable[[str], None]
+"""Takes one line that a person reads while something long goes on."""
+
+
+class Provider(Protocol):
+    """Makes, lists and unmakes runners; knows nothing of leases, tenants or policy."""
+
+    name: str
+
+    async def prepare(self, progress: Progress) -> None:
+        """Make whatever the first runner would otherwise wait for (a template, a warm pool).
+
+        Returns at once when it is there. Raises `InfrastructureError` or `MachineUnfit`.
+        """
+
+    async def create(self, spec: RunnerSpec) -> Runner:
+        """Make the runner and return it ready: with an identity, its SSH server answering.
+
+        The same name again returns the runner that exists. When it fails nothing of it is left.
+        Raises `InfrastructureError` (worth another try) or `MachineUnfit` (not on this machine).
+        """
+
+    async def destroy(self, runner: str) -> None:
+        """Unmake the runner and all that is its own. Returns silently when it does not exist."""
+
+    async def list(self) -> tuple[Runner, ...]:
+        """Every runner that exists, ready or not, whoever asked for it."""

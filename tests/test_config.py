@@ -1,0 +1,104 @@
+"""The configuration: one place for each option, every fault at once, never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.config import Config, load, reference
+from mayfly.errors import ConfigError
+from mayfly.model import GIB
+
+
+def write(tmp_path: Path, text: str) -> dict[str, str]:
+    path = tmp_path / "mayfly.toml"
+    path.write_text(text)
+    return {"MAYFLY_CONFIG": str(path)}
+
+
+def test_no_configuration_is_fine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mayfly.config.DEFAULT_FILE", tmp_path / "absent.toml")
+    config = load({})
+    assert config.registry_host == "registry.mayfly.internal:5000"
+    assert [s.name for s in config.sizes] == ["small", "medium", "large", "xlarge"]
+    assert config.sizes[0].memory_bytes == 4 * GIB
+
+
+def test_every_fault_is_reported_at_once_with_its_place(tmp_path: Path) -> None:
+    environ = write(
+        tmp_path,
+        """
+        colour = "red"
+        [server]
+        listen = "nowhere"
+        [lease]
+        budget_min = -1
+        [ladder.t1]
+        cpu = 1
+        memory_gb = "much"
+        disk_gb = 4
+        """,
+    )
+    environ["MAYFLY_VM__ACCELERATOR"] = "warp"
+    with pytest.raises(ConfigError) as caught:
+        load(environ)
+    faults = caught.value.faults
+    assert len(faults) == 5
+    for words in (
+        ("mayfly.toml", "colour", "unknown option"),
+        ("mayfly.toml", "server.listen", "ADDRESS:PORT"),
+        ("mayfly.toml", "lease.budget_min", "greater than 0"),
+        ("mayfly.toml", "ladder.t1.memory_gb", "integer"),
+        ("MAYFLY_VM__ACCELERATOR", "vm.accelerator", "'tcg'"),
+    ):
+        assert any(all(w in fault for w in words) for fault in faults), (words, faults)
+    assert all("\n" not in fault for fault in faults)
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    environ = write(tmp_path, 'state = "/a"\n[lease]\nbudget_min = 5\n')
+    environ |= {
+        "MAYFLY_LEASE__BUDGET_MIN": "7",
+        "MAYFLY_STATE": "/b",
+        "MAYFLY_S3__BUCKET": "builds",
+    }
+    config = load(environ)
+    assert (config.lease.budget_min, config.state, config.s3.bucket) == (7, Path("/b"), "builds")
+
+
+@pytest.mark.parametrize("text", ["= 1", "a = [", "\x00", "x = 1\nx = 2"])
+def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(write(tmp_path, text))
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load({"MAYFLY_CONFIG": str(tmp_path / "none.toml")})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load({"MAYFLY_CONFIG": str(tmp_path)})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["MAYFLY_VM__QEMU", "MAYFLY_POOL__RESERVE_GB", "MAYFLY_X__Y", "MAYFLY_S3__A"]
+        ),
+        st.text(st.characters(exclude_characters="\x00"), max_size=20),
+    )
+)
+def test_any_environment_gives_a_configuration_or_a_list_of_faults(environ: dict[str, str]) -> None:
+    try:
+        assert isinstance(load(environ), Config)
+    except ConfigError as error:
+        assert error.faults
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    written = Path(__file__).parent.parent / "docs/configuration.md"
+    assert written.read_text() == reference(), (
+        "run: python -m mayfly.config > docs/configuration.md"
+    )
