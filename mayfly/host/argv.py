@@ -1,0 +1,214 @@
+"""QEMU's command line and the rules behind a VM's shape. Pure; the addresses here are the ABI
+between a template and its clones: both sides are made by the same function.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mayfly.model import MIB
+
+DIMM_SLOTS = 16
+"""Slots for memory that is plugged in, before a clone runs and while it grows (QEMU: 256)."""
+
+MAP_RATIO = 64
+"""Bytes of new memory that one byte of its map describes (64 bytes of `struct page` per 4 KiB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What template and clone must have in common, to the letter.
+
+    A clone refuses to restore when any of it differs, so it is part of the template's key.
+    """
+
+    qemu_version: str
+    machine: str
+    accelerator: str
+    cpu_model: str
+    cpus: int
+    boot_memory_bytes: int
+    max_memory_bytes: int
+    host_cpu: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disks:
+    """The two disks of a VM, as `-blockdev` formats them."""
+
+    root: Path
+    root_format: str
+    scratch: Path
+    scratch_format: str
+
+
+def template(
+    qemu: str, hardware: Hardware, *, ram: Path, disks: Disks, boot: Boot, directory: Path
+) -> list[str]:
+    """The VM that is booted, frozen and never run again. It has no way to any network."""
+    return [
+        *_common(qemu, hardware, "template", disks, boot, directory),
+        "-object",
+        f"memory-backend-file,id=ram,size={hardware.boot_memory_bytes},mem-path={ram},share=on",
+        "-netdev",
+        "user,id=net,ipv6=off,restrict=on",
+        "-serial",
+        f"file:{directory / 'serial.log'}",
+    ]
+
+
+def clone(
+    qemu: str,
+    hardware: Hardware,
+    name: str,
+    *,
+    ram: Path,
+    disks: Disks,
+    boot: Boot,
+    directory: Path,
+    ssh_port: int,
+) -> list[str]:
+    """A VM that wakes where the template was frozen: RAM mapped privately, state to be loaded.
+
+    The console goes to a ring in QEMU's memory, so that a guest cannot fill a disk with it.
+    """
+    return [
+        *_common(qemu, hardware, name, disks, boot, directory),
+        "-object",
+        f"memory-backend-file,id=ram,size={hardware.boot_memory_bytes},mem-path={ram},"
+        "share=off,readonly=on,rom=off",
+        "-netdev",
+        f"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{ssh_port}-:22",
+        "-chardev",
+        "ringbuf,id=console,size=65536",
+        "-serial",
+        "chardev:console",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-S",
+        "-incoming",
+        "defer",
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What the golden image boots with."""
+
+    kernel: Path
+    initrd: Path
+    cmdline: str
+
+
+def _common(
+    qemu: str, hardware: Hardware, name: str, disks: Disks, boot: Boot, directory: Path
+) -> list[str]:
+    accel = "tcg,thread=multi" if hardware.accelerator == "tcg" else hardware.accelerator
+    return [
+        qemu,
+        "-name",
+        f"mayfly/{name}",
+        "-machine",
+        f"{hardware.machine},memory-backend=ram",
+        "-accel",
+        accel,
+        "-cpu",
+        hardware.cpu_model,
+        "-smp",
+        str(hardware.cpus),
+        "-m",
+        f"{hardware.boot_memory_bytes // MIB}M,slots={DIMM_SLOTS},"
+        f"maxmem={hardware.max_memory_bytes // MIB}M",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-kernel",
+        str(boot.kernel),
+        "-initrd",
+        str(boot.initrd),
+        "-append",
+        boot.cmdline,
+        "-blockdev",
+        _blockdev("root", disks.root, disks.root_format),
+        "-device",
+        "virtio-blk-pci,drive=root,serial=root,addr=0x3",
+        "-blockdev",
+        _blockdev("scratch", disks.scratch, disks.scratch_format),
+        "-device",
+        "virtio-blk-pci,drive=scratch,serial=scratch,addr=0x4,write-cache=on",
+        "-device",
+        "pcie-root-port,id=spare,chassis=1,slot=1,addr=0x5",
+        "-device",
+        "virtio-net-pci,netdev=net,addr=0x6",
+        "-device",
+        "virtio-rng-pci,addr=0x7",
+        "-device",
+        "vmgenid,guid=auto",
+        "-device",
+        "virtio-serial-pci,id=serial,addr=0x8",
+        "-chardev",
+        f"socket,id=agent,path={directory / 'agent.sock'},server=on,wait=off",
+        "-device",
+        "virtserialport,bus=serial.0,chardev=agent,name=mayfly.agent",
+        "-qmp",
+        f"unix:{directory / 'qmp.sock'},server=on,wait=off",
+    ]
+
+
+def _blockdev(node: str, path: Path, format_: str) -> str:
+    """A disk whose flushes stay in the page cache: it is worth nothing once its VM has ended."""
+    return json.dumps(
+        {
+            "node-name": node,
+            "driver": format_,
+            "discard": "unmap",
+            "cache": {"no-flush": True},
+            "file": {"driver": "file", "filename": str(path), "cache": {"no-flush": True}},
+        }
+    )
+
+
+def dimms(boot_bytes: int, total_bytes: int) -> tuple[int, ...]:
+    """The sizes of the DIMMs that bring a VM from its boot memory to its size's, in order.
+
+    The map of a DIMM is taken from the memory that is there before it, so none is larger than
+    what an eighth of that can describe. Nothing for a size at or below the boot memory.
+    """
+    sizes: list[int] = []
+    have = boot_bytes
+    while have < total_bytes:
+        step = min(total_bytes - have, have * MAP_RATIO // 8)
+        sizes.append(step)
+        have += step
+    return tuple(sizes)
+
+
+def confined(
+    argv: Sequence[str], *, namespace: Path, uid: int, groups: Sequence[int], lifetime_s: float
+) -> list[str]:
+    """The same command inside a network namespace, under a uid of its own, for a bounded time.
+
+    The watchdog (timeout(1)) is root's, so that QEMU cannot end it; nobody needs to be alive for
+    it to work. nsenter(1) and setpriv(1) replace themselves by what they start.
+    """
+    supplementary = ["--groups", ",".join(str(g) for g in groups)] if groups else ["--clear-groups"]
+    return [
+        "nsenter",
+        f"--net={namespace}",
+        "timeout",
+        "--foreground",
+        "--signal=KILL",
+        f"{lifetime_s:.1f}s",
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={uid}",
+        *supplementary,
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        *argv,
+    ]

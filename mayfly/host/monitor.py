@@ -1,0 +1,110 @@
+"""QEMU's monitor: the few commands a template and a clone need, over qemu.qmp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPClient, QMPError
+
+from mayfly.errors import InfrastructureError
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+"""The library logs what it also raises."""
+
+
+@contextlib.asynccontextmanager
+async def monitor(path: Path, *, timeout_s: float = 10) -> AsyncIterator[Monitor]:
+    """The monitor at `path`, waited for until QEMU has made it.
+
+    Raises `InfrastructureError` when it does not answer in time, or a command fails inside.
+    """
+    client = QMPClient("mayfly")
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _connect(client, path)
+    except (TimeoutError, QMPError, OSError) as error:
+        raise InfrastructureError(f"QEMU's monitor at {path} does not answer: {error}") from None
+    try:
+        yield Monitor(client)
+    except QMPError as error:
+        raise InfrastructureError(f"QEMU refused a command: {error}") from None
+    finally:
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await client.disconnect()
+
+
+async def _connect(client: QMPClient, path: Path) -> None:
+    while True:
+        if path.exists():
+            with contextlib.suppress(ConnectionRefusedError):
+                await client.connect(str(path))
+                return
+        await asyncio.sleep(0.002)
+
+
+class Monitor:
+    """Commands in the order in which a VM's life uses them."""
+
+    def __init__(self, client: QMPClient) -> None:
+        self._client = client
+
+    async def save(self, state: Path) -> None:
+        """Stop the VM and write its device state; RAM is left where it is, in its shared file."""
+        await self._client.execute("stop")
+        await self._ignore_shared()
+        await self._client.execute("migrate", {"uri": f"file:{state}"})
+        await self._migrated()
+
+    async def load(self, state: Path) -> None:
+        """Read the device state of a template into a VM that was started with `-incoming defer`."""
+        await self._ignore_shared()
+        await self._client.execute("migrate-incoming", {"uri": f"file:{state}"})
+        await self._migrated()
+
+    async def plug_memory(self, sizes: Sequence[int]) -> None:
+        """Plug one DIMM for each size in bytes."""
+        for number, size in enumerate(sizes):
+            await self._client.execute(
+                "object-add",
+                {
+                    "qom-type": "memory-backend-ram",
+                    "id": f"dimm{number}-ram",
+                    "size": size,
+                    "reserve": False,
+                },
+            )
+            await self._client.execute(
+                "device_add",
+                {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": f"dimm{number}-ram"},
+            )
+
+    async def resume(self) -> None:
+        """Let the guest run."""
+        await self._client.execute("cont")
+
+    async def quit(self) -> None:
+        """End QEMU."""
+        with contextlib.suppress(QMPError, EOFError):
+            await self._client.execute("quit")
+
+    async def _ignore_shared(self) -> None:
+        await self._client.execute(
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "x-ignore-shared", "state": True}]},
+        )
+
+    async def _migrated(self) -> None:
+        while True:
+            answer: Any = await self._client.execute("query-migrate")
+            status = answer.get("status")
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                reason = answer.get("error-desc", "no reason given")
+                raise InfrastructureError(f"QEMU could not save or load a template: {reason}")
+            await asyncio.sleep(0.002)

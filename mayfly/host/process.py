@@ -1,0 +1,121 @@
+"""Processes: the ones that outlive whoever started them, and the ones that are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mayfly.errors import InfrastructureError
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A pid with its start time in clock ticks since boot (proc(5), field 22): never reused."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """Raises `ProcessLookupError` when there is no such process, not even as a zombie."""
+        return cls(pid, _stat(pid)[1])
+
+    def alive(self) -> bool:
+        """Whether this very process still runs (a zombie does not)."""
+        try:
+            state, start_time = _stat(self.pid)
+        except ProcessLookupError:
+            return False
+        return start_time == self.start_time and state not in "ZX"
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        raise ProcessLookupError(pid) from None
+    return fields[0], int(fields[19])
+
+
+async def exited(process: ProcessId) -> None:
+    """Wait until the process has ended; returns at once when it already has."""
+    if not process.alive():
+        return
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_reader(fd, wake)
+    try:
+        await done
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended, so this does not wait
+
+
+async def end(process: ProcessId, *, timeout_s: float = 10) -> None:
+    """Kill the process and its group (it leads one) and wait until it is gone.
+
+    Returns silently when it already is. Raises `InfrastructureError` when it does not go.
+    """
+    if process.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await exited(process)
+    except TimeoutError:
+        raise InfrastructureError(f"process {process.pid} does not end") from None
+
+
+async def spawn(argv: Sequence[str], *, errors: Path, answers: Path) -> ProcessId:
+    """Start a program that may outlive this one, and wait until the file `answers` exists.
+
+    It leads a session and process group of its own and writes its complaints to `errors`. Raises
+    `InfrastructureError` with the last of them when it ends before it answers.
+    """
+    with errors.open("wb") as output:
+        # Not asyncio's: its transport kills the child when this program ends.
+        child = subprocess.Popen(  # noqa: ASYNC220
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    process = ProcessId.of(child.pid)
+    while not answers.exists():
+        if not process.alive():
+            lines = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
+            raise InfrastructureError(f"QEMU did not start: {lines[-1]}")
+        await asyncio.sleep(0.002)
+    return process
+
+
+async def run(*argv: str, stdin: str = "") -> str:
+    """Run a program to its end and return its standard output.
+
+    Raises `InfrastructureError` with the program's last line of complaint when it fails.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate(stdin.encode())
+    if process.returncode != 0:
+        lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise InfrastructureError(f"`{' '.join(argv)}` failed: {lines[-1]}")
+    return output.decode()

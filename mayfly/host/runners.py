@@ -1,0 +1,395 @@
+"""Runners: made by cloning a template, listed, unmade; found again after a restart.
+
+Everything that a runner has on this machine is derived from its directory `vms/<name>` and the
+slot in its record, which is written before anything is made. `destroy` walks all of it and does
+not care how far `create` had come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mayfly.config import Config
+from mayfly.errors import InfrastructureError, NotFound, UsageError
+from mayfly.host import argv, network, scratch
+from mayfly.host.agent import agent
+from mayfly.host.component import runner_disks
+from mayfly.host.machine import DEVICE, Machine
+from mayfly.host.monitor import monitor
+from mayfly.host.process import ProcessId, end, exited, spawn
+from mayfly.host.template import Template
+from mayfly.model import Runner, RunnerSpec
+
+log = structlog.get_logger("host")
+
+FIRST_UID = 61000
+SLOTS = 180
+"""VMs run under the uids from `FIRST_UID` on, one each: 60706-61183 is the range that systemd's
+list of reserved ranges (UIDS-GIDS.md) leaves unused."""
+
+START_TIMEOUT_S = 60
+IDENTITY_S = 45
+WATCHDOG_SLACK_S = 3
+"""Between QEMU's start, from which its watchdog counts, and readiness, from which a budget does."""
+
+NAME = re.compile(r"[a-z0-9]{1,32}-[0-9]{1,3}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a VM, on disk beside it."""
+
+    name: str
+    slot: int
+    size: str
+    template: str
+    process: ProcessId | None = None
+    ready: bool = False
+    ssh_host_key: str = ""
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def runner(self) -> Runner:
+        return Runner(self.name, self.size, self.ready, self.ssh_host_key, self.timings_s)
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Put the record on disk, whole or not at all."""
+    partial = directory / ".vm.json"
+    partial.write_text(json.dumps(asdict(record)))
+    partial.rename(directory / "vm.json")
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record of a VM's directory; none when it is missing or is not one."""
+    try:
+        data = json.loads((directory / "vm.json").read_text())
+        process = ProcessId(**data.pop("process")) if data["process"] else data.pop("process")
+        return Record(process=process, **data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Runners:
+    """The VMs of this machine."""
+
+    def __init__(self, config: Config, machine: Machine) -> None:
+        self._config = config
+        self._machine = machine
+        self._records: dict[str, Record] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+
+    def list(self) -> tuple[Runner, ...]:
+        """Every VM, those under way too."""
+        return tuple(record.runner for record in self._records.values())
+
+    @property
+    def templates(self) -> frozenset[str]:
+        """The keys of the templates that living VMs are clones of."""
+        return frozenset(record.template for record in self._records.values())
+
+    async def adopt(self) -> None:
+        """Take over what an earlier host program left: ready VMs live on, the rest is unmade."""
+        for directory in sorted((self._config.state / "vms").glob("*")):
+            record = read_record(directory)
+            if record and record.ready and record.process and record.process.alive():
+                self._records[record.name] = record
+                self._watch(record)
+                log.info("runner adopted", runner=record.name)
+            else:
+                log.info("remains of a runner removed", runner=directory.name)
+                await self._unmake(directory.name, record)
+
+    async def create(self, spec: RunnerSpec, template: Template) -> Runner:
+        """Clone `template` and give the clone its identity; returns when its SSH server answers.
+
+        The same name again returns the runner that is there. When it fails nothing of it is left.
+        Raises `UsageError` for a name that is not one, `InfrastructureError` otherwise.
+        """
+        if not NAME.fullmatch(spec.runner):
+            raise UsageError(f"{spec.runner!r} is not a runner's name")
+        async with self._lock(spec.runner):
+            if (there := self._records.get(spec.runner)) is not None:
+                return there.runner
+            record = Record(spec.runner, self._free_slot(), spec.size.name, template.key)
+            self._records[spec.runner] = record
+            try:
+                record = await self._clone(record, spec, template)
+            except BaseException:
+                await asyncio.shield(self._unmake(spec.runner, self._records.pop(spec.runner)))
+                raise
+            self._keep(record)
+            self._watch(record)
+            return record.runner
+
+    async def destroy(self, runner: str) -> None:
+        """Unmake a runner and all that is its own; returns silently when there is none."""
+        if not NAME.fullmatch(runner):
+            return
+        async with self._lock(runner):
+            if (watch := self._watches.pop(runner, None)) is not None:
+                watch.cancel()
+            record = self._records.get(runner)
+            if record is not None:
+                await self._unmake(runner, record)
+                del self._records[runner]
+                log.info("runner destroyed", runner=runner)
+        self._locks.pop(runner, None)
+
+    async def dial(self, runner: str) -> socket.socket:
+        """A socket connected to the runner's SSH server. Raises `NotFound` when it is gone."""
+        link = self._link(runner)
+        made = self._in_namespace(link, network.tcp_socket)
+        try:
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(10):
+                await loop.sock_connect(made, ("127.0.0.1", network.SSH_PORT))
+        except (OSError, TimeoutError) as error:
+            made.close()
+            raise InfrastructureError(
+                f"runner {runner} does not take connections: {error}"
+            ) from None
+        return made
+
+    def listen(self, runner: str) -> socket.socket:
+        """A listening socket at the registry's address as the runner sees it."""
+        port = self._config.server.port
+        return self._in_namespace(self._link(runner), lambda: network.listener(port))
+
+    def _in_namespace(self, link: network.Link, make: Any) -> socket.socket:
+        try:
+            made: socket.socket = network.inside(link.path, make)
+        except OSError as error:
+            raise InfrastructureError(
+                f"no socket in namespace {link.namespace}: {error.strerror}"
+            ) from None
+        return made
+
+    def _link(self, runner: str) -> network.Link:
+        record = self._records.get(runner)
+        if record is None or not record.ready:
+            raise NotFound(f"there is no runner {runner}")
+        return network.link(self._config, record.slot)
+
+    def _lock(self, runner: str) -> asyncio.Lock:
+        return self._locks.setdefault(runner, asyncio.Lock())
+
+    def _free_slot(self) -> int:
+        taken = {record.slot for record in self._records.values()}
+        for slot in range(SLOTS):
+            if slot not in taken:
+                return slot
+        raise InfrastructureError(f"this machine has {SLOTS} VMs already")
+
+    def _keep(self, record: Record) -> None:
+        self._records[record.name] = record
+        write_record(self._directory(record.name), record)
+
+    def _directory(self, runner: str) -> Path:
+        return self._config.state / "vms" / runner
+
+    async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
+        """The steps of making a runner, in order. Each leaves something that `_unmake` removes."""
+        phase = _Phases()
+        directory = self._directory(record.name)
+        directory.mkdir(parents=True)
+        self._keep(record)
+        link, uid = network.link(self._config, record.slot), FIRST_UID + record.slot
+        around = await network.surroundings(self._config)
+
+        with phase("prepare"):
+            disks, _ = await asyncio.gather(
+                self._disks(template, directory),
+                network.make_namespace(self._config, link, around),
+            )
+            for path in (directory, disks.root, disks.scratch):
+                os.chown(path, uid, uid)
+
+        with phase("qemu"):
+            process = await self._start(spec, template, directory, disks, link, uid)
+            record = replace(record, process=process)
+            self._keep(record)
+            async with monitor(directory / "qmp.sock", timeout_s=START_TIMEOUT_S) as qemu:
+                with phase("restore"):
+                    await qemu.load(template.state)
+                with phase("memory"):
+                    boot = template.shape.hardware.boot_memory_bytes
+                    await qemu.plug_memory(argv.dimms(boot, spec.size.memory_bytes))
+                async with agent(directory / "agent.sock") as guest:
+                    await qemu.resume()
+                    with phase("identity"):
+                        identity, public = self._identity(spec, around)
+                        answer = await guest.call("identity", identity, timeout_s=IDENTITY_S)
+        log.info("runner ready", runner=record.name, size=str(spec.size), phases=phase.seconds)
+        timings = {**phase.seconds, **_guest_timings(answer)}
+        return replace(record, ready=True, ssh_host_key=public, timings_s=timings)
+
+    async def _disks(self, template: Template, directory: Path) -> argv.Disks:
+        """One overlay for each disk of the component; all of them go with the directory."""
+        frozen = template.disks
+        backing = {
+            "overlay": (frozen.root, frozen.root_format),
+            "scratch": (frozen.scratch, frozen.scratch_format),
+        }
+        made: dict[str, Path] = {}
+        for disk in runner_disks().values():
+            made[disk.kind] = directory / f"{disk.label}.qcow2"
+        await asyncio.gather(
+            *(scratch.overlay(path, *backing[kind]) for kind, path in made.items())
+        )
+        return argv.Disks(made["overlay"], "qcow2", made["scratch"], "qcow2")
+
+    async def _start(
+        self,
+        spec: RunnerSpec,
+        template: Template,
+        directory: Path,
+        disks: argv.Disks,
+        link: network.Link,
+        uid: int,
+    ) -> ProcessId:
+        kvm = template.shape.hardware.accelerator == "kvm"
+        command = argv.confined(
+            argv.clone(
+                self._config.vm.qemu,
+                template.shape.hardware,
+                spec.runner,
+                ram=template.ram,
+                disks=disks,
+                boot=template.boot,
+                directory=directory,
+                ssh_port=network.SSH_PORT,
+            ),
+            namespace=link.path,
+            uid=uid,
+            groups=[DEVICE.stat().st_gid] if kvm else [],
+            lifetime_s=spec.budget_s + WATCHDOG_SLACK_S,
+        )
+        return await spawn(command, errors=directory / "qemu.log", answers=directory / "qmp.sock")
+
+    def _identity(
+        self, spec: RunnerSpec, around: network.Surroundings
+    ) -> tuple[dict[str, Any], str]:
+        """What makes a clone somebody, and the public half of its SSH host key."""
+        private, public = ssh_key_pair()
+        now_ns = time.time_ns()
+        return {
+            "entropy_b64": base64.b64encode(secrets.token_bytes(256)).decode(),
+            "machine_id": secrets.token_hex(16),
+            "hostname": f"mayfly-{spec.runner}",
+            "ssh_host_key": private,
+            "authorized_key": spec.authorized_key,
+            "registry_ca_pem": (self._config.state / "ca/ca.crt").read_text(),
+            "resolvers": list(around.resolvers),
+            "cpus": spec.size.cpus,
+            "disk_bytes": spec.size.disk_bytes,
+            "deadline_unix_s": now_ns / 1e9 + spec.budget_s,
+            "unix_time_ns": now_ns,
+        }, public
+
+    def _watch(self, record: Record) -> None:
+        async def watch(process: ProcessId) -> None:
+            await exited(process)
+            log.info("runner's QEMU has ended", runner=record.name)
+            self._watches.pop(record.name, None)
+            await self.destroy(record.name)
+
+        if record.process is not None:
+            self._watches[record.name] = asyncio.create_task(watch(record.process))
+
+    async def _unmake(self, runner: str, record: Record | None) -> None:
+        """Remove whatever exists of a runner: its process, namespace and directory."""
+        if record is not None and record.process is not None:
+            await end(record.process)
+        for pid in _processes_named(f"mayfly/{runner}", self._directory(runner)):
+            with contextlib.suppress(ProcessLookupError):
+                await end(ProcessId.of(os.getsid(pid)))
+        if record is not None:
+            await network.remove_namespace(network.link(self._config, record.slot).namespace)
+        await asyncio.to_thread(shutil.rmtree, self._directory(runner), ignore_errors=True)
+
+
+class _Phases:
+    """Seconds of each named phase; phases may nest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 4)
+
+
+def _guest_timings(answer: dict[str, Any]) -> dict[str, float]:
+    """The guest's own times for its identity, as far as they are numbers; bounded in number."""
+    timings = answer.get("timings_s")
+    if not isinstance(timings, dict):
+        return {}
+    return {
+        f"guest.{str(name)[:20]}": round(float(value), 4)
+        for name, value in list(timings.items())[:16]
+        if isinstance(value, int | float)
+    }
+
+
+def ssh_key_pair() -> tuple[str, str]:
+    """A new ed25519 key: the private half as OpenSSH PEM, the public one as a line."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return private.decode(), public.decode()
+
+
+def _processes_named(name: str, directory: Path) -> list[int]:
+    """Processes of QEMU for this VM, whoever started them: a crash may come before the record."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            if name.encode() in arguments and any(
+                str(directory).encode() in argument for argument in arguments
+            ):
+                found.append(int(path.parent.name))
+    return found
+
+
+async def teardown(config: Config) -> None:
+    """End every VM of this installation and remove all that the host made for them.
+
+    For `mayfly down`, when no host program runs. Idempotent. Templates and golden images stay.
+    """
+    for directory in sorted((config.state / "vms").glob("*")):
+        record = read_record(directory)
+        if record is not None and record.process is not None:
+            await end(record.process)
+        for pid in _processes_named(f"mayfly/{directory.name}", directory):
+            with contextlib.suppress(ProcessLookupError):
+                await end(ProcessId.of(os.getsid(pid)))
+        shutil.rmtree(directory, ignore_errors=True)
+    await network.close_machine(config)

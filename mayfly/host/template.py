@@ -1,0 +1,243 @@
+"""Templates: a golden image booted once and frozen with BuildKit answering, ready to be cloned."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import AsyncIterator, Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mayfly import golden
+from mayfly.config import Config
+from mayfly.errors import InfrastructureError, MachineUnfit
+from mayfly.host import argv, machine, scratch
+from mayfly.host.agent import Agent, agent
+from mayfly.host.component import runner_disks
+from mayfly.host.machine import Machine
+from mayfly.host.monitor import monitor
+from mayfly.host.process import ProcessId, end, spawn
+from mayfly.vm.provider import Progress
+
+BOOT_TIMEOUT_S = 300
+"""A cold boot takes about 20 s under TCG on two idle cores; a loaded machine takes far longer."""
+
+ATTEMPTS = 3
+"""About one cold boot in eight ends QEMU 10.0.2 under TCG with several vCPUs, while the guest's
+kernel places PCI BARs (`iotlb_to_section: Assertion`); clones never place any."""
+
+FORMAT = 1
+"""Part of every key: raise it when what a template holds changes by the code alone."""
+
+
+class QemuDied(InfrastructureError):
+    """QEMU ended while the template booted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All that a template depends on: two equal shapes can share one template.
+
+    `online_cpus` are those of the smallest size; a clone brings up the rest of its own.
+    """
+
+    golden_digest: str
+    hardware: argv.Hardware
+    cmdline: str
+    online_cpus: int
+    disk_bytes: int
+    filesystem_bytes: int
+    format: int = FORMAT
+
+    @property
+    def key(self) -> str:
+        """A short name that differs whenever anything in the shape does."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A frozen VM on disk."""
+
+    path: Path
+    shape: Shape
+    boot: argv.Boot
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    @property
+    def ram(self) -> Path:
+        return self.path / "ram"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def disks(self) -> argv.Disks:
+        return argv.Disks(self.path / "root.qcow2", "qcow2", self.path / "scratch.raw", "raw")
+
+
+def shape(config: Config, found: Machine, image: golden.Golden) -> Shape:
+    """The shape of this machine's one template. Raises `MachineUnfit` when no size fits."""
+    fit = machine.sizes(config, found)
+    hardware = machine.hardware(config, found)
+    return Shape(
+        golden_digest=image.digest,
+        hardware=hardware,
+        cmdline=f"{image.cmdline} mayfly.registry={config.registry_host}",
+        online_cpus=min(s.cpus for s in fit),
+        disk_bytes=max(s.disk_bytes for s in fit),
+        filesystem_bytes=min(s.disk_bytes for s in fit),
+    )
+
+
+def current(config: Config, found: Machine) -> Template | None:
+    """The template for the newest golden image, when it has been made."""
+    image = golden.newest(config.state)
+    if image is None:
+        return None
+    template = _template(config, shape(config, found, image), image)
+    return template if (template.path / "template.json").exists() else None
+
+
+async def ensure(config: Config, found: Machine, progress: Progress) -> Template:
+    """The template for the newest golden image, made when it is not there.
+
+    Raises `MachineUnfit` when there is no golden image or no size fits, `InfrastructureError` when
+    the guest does not come up; nothing half-made is left.
+    """
+    image = golden.newest(config.state)
+    if image is None:
+        raise MachineUnfit("there is no golden image", hint="make one with `mayfly golden build`")
+    template = _template(config, shape(config, found, image), image)
+    if (template.path / "template.json").exists():
+        return template
+    started = time.monotonic()
+    progress(f"making a template of {image.name} ({found.accelerator}); this happens once")
+    partial = template.path.with_name(f".{template.key}.partial")
+    try:
+        for attempt in range(ATTEMPTS):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                await _make(config, replace(template, path=partial), image, progress)
+                break
+            except QemuDied as error:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                progress(f"{error}; trying again")
+        (partial / "template.json").write_text(json.dumps(asdict(template.shape), indent=1))
+        partial.rename(template.path)
+    except OSError as error:
+        raise InfrastructureError(f"the template could not be made: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    progress(f"template {template.key} is ready after {time.monotonic() - started:.0f} s")
+    return template
+
+
+def prune(config: Config, keep: Collection[str]) -> tuple[str, ...]:
+    """Delete every template whose key is not in `keep`; returns the keys that went."""
+    gone: list[str] = []
+    for path in sorted((config.state / "templates").glob("*")):
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+            gone.append(path.name)
+    return tuple(gone)
+
+
+def _template(config: Config, wanted: Shape, image: golden.Golden) -> Template:
+    boot = argv.Boot(image.kernel, image.initrd, wanted.cmdline)
+    return Template(config.state / "templates" / wanted.key, wanted, boot)
+
+
+async def _make(
+    config: Config, template: Template, image: golden.Golden, progress: Progress
+) -> None:
+    async with booted(config, template, image, progress) as guest:
+        progress("BuildKit answers; freezing")
+        await guest.call("freeze", {"online_cpus": template.shape.online_cpus}, timeout_s=120)
+        async with monitor(template.path / "qmp.sock") as qemu:
+            await qemu.save(template.state)
+            await qemu.quit()
+    for leftover in ("agent.sock", "qmp.sock"):
+        (template.path / leftover).unlink(missing_ok=True)
+    for path in template.path.iterdir():
+        path.chmod(0o444)  # every clone's QEMU has a uid of its own
+
+
+@contextlib.asynccontextmanager
+async def booted(
+    config: Config, template: Template, image: golden.Golden, progress: Progress
+) -> AsyncIterator[Agent]:
+    """A cold boot of the golden image in the (empty) folder of `template`, until BuildKit answers.
+
+    The VM ends with the block. Raises `QemuDied` or another `InfrastructureError` when it does not
+    come up.
+    """
+    disks = template.disks
+    labels = {disk.kind: disk.label for disk in runner_disks().values()}
+    await scratch.overlay(disks.root, image.disk, "raw")
+    await scratch.format_scratch(
+        disks.scratch,
+        label=labels["scratch"],
+        disk_bytes=template.shape.disk_bytes,
+        filesystem_bytes=template.shape.filesystem_bytes,
+    )
+    command = argv.template(
+        config.vm.qemu,
+        template.shape.hardware,
+        ram=template.ram,
+        disks=disks,
+        boot=template.boot,
+        directory=template.path,
+    )
+    async with _running(command, template.path) as process:
+        progress("booting the golden image")
+        async with agent(template.path / "agent.sock") as guest:
+            await _answers(guest, process, template.path)
+            progress("the guest is up; waiting for BuildKit to answer")
+            await guest.call("wait_buildkit", {"timeout_s": 120}, timeout_s=150)
+            yield guest
+
+
+@contextlib.asynccontextmanager
+async def _running(command: list[str], directory: Path) -> AsyncIterator[ProcessId]:
+    """QEMU for as long as the block runs and no longer. Raises `QemuDied` when it ended before."""
+    watched = ["timeout", "--foreground", "--signal=KILL", f"{2 * BOOT_TIMEOUT_S}s", *command]
+    process = await spawn(watched, errors=directory / "qemu.log", answers=directory / "qmp.sock")
+    try:
+        yield process
+    except InfrastructureError:
+        if process.alive():
+            raise
+        raise QemuDied(f"QEMU ended: {_last_lines(directory / 'qemu.log', 1)}") from None
+    finally:
+        await end(process)
+
+
+async def _answers(guest: Agent, process: ProcessId, directory: Path) -> None:
+    """Wait for the agent's first answer; the channel swallows what is sent before it is open."""
+    deadline = time.monotonic() + BOOT_TIMEOUT_S
+    while time.monotonic() < deadline and process.alive():
+        with contextlib.suppress(InfrastructureError):
+            await guest.call("hello", timeout_s=2)
+            return
+        await asyncio.sleep(0.1)
+    raise InfrastructureError(
+        f"the golden image did not come up within {BOOT_TIMEOUT_S} s; its console ends with: "
+        + _last_lines(directory / "serial.log", 3)
+    )
+
+
+def _last_lines(path: Path, count: int) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()[-count:]
+    return " / ".join(line.strip() for line in lines) or "nothing"

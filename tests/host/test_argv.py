@@ -1,0 +1,106 @@
+"""The shape of a VM: what template and clone must share, and how memory is cut into DIMMs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.host import argv
+from mayfly.model import GIB, MIB
+
+HARDWARE = argv.Hardware(
+    qemu_version="10.0.2",
+    machine="pc-q35-10.0",
+    accelerator="tcg",
+    cpu_model="max",
+    cpus=4,
+    boot_memory_bytes=GIB,
+    max_memory_bytes=23 * GIB,
+)
+BOOT = argv.Boot(Path("/g/vmlinuz"), Path("/g/initrd.img"), "root=LABEL=root rw")
+DISKS = argv.Disks(Path("/t/root.qcow2"), "qcow2", Path("/t/scratch.raw"), "raw")
+
+DEVICES = ("-machine", "-accel", "-cpu", "-smp", "-m", "-append", "-kernel", "-initrd", "-device")
+
+
+def pairs(command: list[str]) -> list[tuple[str, str]]:
+    """What a guest can see of its machine: options with their values, in order."""
+    return [(a, b) for a, b in itertools.pairwise(command) if a in DEVICES]
+
+
+def test_a_clone_has_the_very_hardware_of_its_template() -> None:
+    frozen = argv.template(
+        "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
+    )
+    woken = argv.clone(
+        "qemu",
+        HARDWARE,
+        "abc-1",
+        ram=Path("/t/ram"),
+        disks=DISKS,
+        boot=BOOT,
+        directory=Path("/v"),
+        ssh_port=2222,
+    )
+    assert pairs(frozen) == pairs(woken)
+    assert "-incoming" in woken
+    assert "-incoming" not in frozen
+
+
+def test_only_the_template_writes_the_ram_file() -> None:
+    frozen = argv.template(
+        "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
+    )
+    woken = argv.clone(
+        "qemu",
+        HARDWARE,
+        "abc-1",
+        ram=Path("/t/ram"),
+        disks=DISKS,
+        boot=BOOT,
+        directory=Path("/v"),
+        ssh_port=2222,
+    )
+    (shared,) = [a for a in frozen if a.startswith("memory-backend-file")]
+    (private,) = [a for a in woken if a.startswith("memory-backend-file")]
+    assert "share=on" in shared
+    assert "share=off,readonly=on" in private
+
+
+def test_every_device_has_an_address_of_its_own() -> None:
+    frozen = argv.template(
+        "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
+    )
+    pci = [v for o, v in pairs(frozen) if o == "-device" and ("pci" in v or "pcie" in v)]
+    addresses = [v.rpartition("addr=")[2].partition(",")[0] for v in pci]
+    assert len(set(addresses)) == len(addresses) == 6
+
+
+@given(
+    boot=st.integers(4, 64).map(lambda n: n * 128 * MIB),
+    more=st.integers(0, 8192).map(lambda n: n * 128 * MIB),
+)
+def test_dimms_add_up_and_each_can_be_described_by_what_is_there(boot: int, more: int) -> None:
+    sizes = argv.dimms(boot, boot + more)
+    assert sum(sizes) == more
+    have = boot
+    for size in sizes:
+        assert size > 0
+        assert size % (128 * MIB) == 0
+        assert size / argv.MAP_RATIO <= have / 8
+        have += size
+    assert len(sizes) <= argv.DIMM_SLOTS
+
+
+def test_a_confined_command_is_ended_by_root_and_run_by_the_vms_uid() -> None:
+    command = argv.confined(
+        ["qemu", "-S"], namespace=Path("/run/netns/x"), uid=61000, groups=[], lifetime_s=90
+    )
+    assert command.index("timeout") < command.index("setpriv") < command.index("qemu")
+    assert command[:2] == ["nsenter", "--net=/run/netns/x"]
+    assert "90.0s" in command
+    assert "--reuid=61000" in command
+    assert "--clear-groups" in command
