@@ -1,0 +1,158 @@
+"""What a token allows in the registry. Pure: names and actions in, names and actions out.
+
+A *grant* is an `Access` whose name may be a pattern: `NAME` (that repository), `NAME/*` (every
+repository below it, not itself) or `*` (every repository). A *request* is an `Access` whose name is
+taken literally, so that asking for a pattern gets nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mayfly.errors import UsageError
+
+REPOSITORY = re.compile(
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+)
+"""The distribution specification's grammar of a repository name."""
+
+LONGEST_REPO, LONGEST_NAME = 200, 255
+"""Characters in a lease's repo, and in a repository's whole name."""
+
+RESERVED = frozenset({"base", "mayfly", "pr"})
+"""First parts of `images/…` that are not anybody's repo."""
+
+PULL, PUSH, DELETE = "pull", "push", "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Actions on one name. `type` is `repository`, or `registry` (whose one name is `catalog`)."""
+
+    name: str
+    actions: frozenset[str]
+    type: str = "repository"
+
+    def claim(self) -> dict[str, Any]:
+        """As it stands in a token's `access` list; actions sorted."""
+        return {"type": self.type, "name": self.name, "actions": sorted(self.actions)}
+
+    def __str__(self) -> str:
+        """As it stands in a `scope`: `repository:NAME:pull,push`."""
+        return f"{self.type}:{self.name}:{','.join(sorted(self.actions))}"
+
+
+CATALOG = Access("catalog", frozenset({"*"}), "registry")
+"""The list of all repositories; only an administrator has it."""
+
+EVERYTHING = (Access("*", frozenset({PULL, PUSH, DELETE})), CATALOG)
+"""What the admin token grants."""
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` is a well-formed repository name (no pattern)."""
+    return len(name) <= LONGEST_NAME and REPOSITORY.fullmatch(name) is not None
+
+
+def check_repo(repo: str) -> str:
+    """`repo` itself when a lease may be for it; raises `UsageError` when not.
+
+    Wrong are: what is not lower-case path syntax, more than 200 characters, and a first part that
+    Mayfly keeps for itself (`base`, `mayfly`, `pr`), which would share names with `images/base/…`.
+    """
+    if len(repo) > LONGEST_REPO or REPOSITORY.fullmatch(repo) is None:
+        raise UsageError(
+            f"repo {repo[:LONGEST_REPO]!r} is not a repository name",
+            hint="use lower-case letters, digits and . _ - in parts separated by /, as in team/app",
+        )
+    if repo.partition("/")[0] in RESERVED:
+        raise UsageError(
+            f"repo {repo!r}: names below {repo.partition('/')[0]!r} are Mayfly's own",
+            hint="name the owner first, as in team/app",
+        )
+    return repo
+
+
+def for_lease(repo: str) -> tuple[Access, ...]:
+    """What a trusted lease of `repo` may do. Raises `UsageError` as `check_repo` does."""
+    check_repo(repo)
+    both = frozenset({PULL, PUSH})
+    return (
+        Access(f"images/{repo}", both),
+        Access(f"images/{repo}/*", both),
+        Access("images/base/*", frozenset({PULL})),
+        Access(f"cache/trusted/{repo}/*", both),
+    )
+
+
+def allows(granted: Iterable[Access], request: Access) -> bool:
+    """Whether the grants together contain every action of `request`. No action: always."""
+    return request.actions <= _actions(granted, request)
+
+
+def intersect(requested: Iterable[Access], granted: Iterable[Access]) -> tuple[Access, ...]:
+    """The part of `requested` that is granted, names literal, in the order asked.
+
+    One entry a name; a name of which nothing is granted is left out.
+    """
+    granted = tuple(granted)
+    merged: dict[tuple[str, str], frozenset[str]] = {}
+    for item in requested:
+        key = (item.type, item.name)
+        merged[key] = merged.get(key, frozenset()) | (item.actions & _actions(granted, item))
+    return tuple(Access(name, acts, kind) for (kind, name), acts in merged.items() if acts)
+
+
+def _actions(granted: Iterable[Access], request: Access) -> frozenset[str]:
+    if request.type == "repository" and not is_repository(request.name):
+        return frozenset()
+    fitting = (
+        g.actions for g in granted if g.type == request.type and _covers(g.name, request.name)
+    )
+    return frozenset[str]().union(*fitting)
+
+
+def _covers(pattern: str, name: str) -> bool:
+    if pattern == "*" or pattern == name:
+        return True
+    return pattern.endswith("/*") and name.startswith(pattern[:-1])
+
+
+def parse_scope(text: str) -> tuple[Access, ...]:
+    """The requests in a `scope` parameter: `TYPE:NAME:ACTION[,ACTION]`, separated by blanks.
+
+    A class in the type (`repository(plugin)`) is dropped; a name may contain colons. Raises
+    `UsageError` for what has not this shape. An empty text asks for nothing.
+    """
+    return tuple(_parse_one(part) for part in text.split())
+
+
+def _parse_one(part: str) -> Access:
+    kind, _, rest = part.partition(":")
+    name, _, actions = rest.rpartition(":")
+    kind = re.sub(r"\([a-z0-9]+\)$", "", kind)
+    if not re.fullmatch(r"[a-z0-9]+", kind) or not name:
+        raise UsageError(f"scope {part[:200]!r} is not TYPE:NAME:ACTIONS")
+    return Access(name, frozenset(filter(None, actions.split(","))), kind)
+
+
+def from_claims(value: object) -> tuple[Access, ...]:
+    """The `access` list of a verified token. Raises `ValueError` when it is not one."""
+    if not isinstance(value, list):
+        raise ValueError("access is not a list")
+    return tuple(_from_claim(item) for item in value)
+
+
+def _from_claim(item: object) -> Access:
+    match item:
+        case {"type": str(kind), "name": str(name), "actions": [*actions]}:
+            return Access(name, frozenset(str(action) for action in actions), kind)
+    raise ValueError("an entry of access is not {type, name, actions}")
+
+
+def claims(access: Iterable[Access]) -> list[Mapping[str, Any]]:
+    """`access` as it stands in a token."""
+    return [item.claim() for item in access]
