@@ -1,0 +1,323 @@
+"""The API's client: what flow, CLI and plugin speak. One method for each route.
+
+An error that the service reports is raised as the class of `errors.py` that has its code. A
+service that does not answer, or an edge that cannot reach it, raises `Unreachable`: leases and
+runners outlive both, so the same call may be made again (a creation with the same key).
+"""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+import json
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx
+
+from mayfly import errors
+from mayfly.config import Config
+from mayfly.errors import Denied, NotFound, Unauthenticated, Unreachable, UsageError
+from mayfly.model import LeaseRequest, Outcome
+from mayfly.wire import (
+    AskedJson,
+    BeatJson,
+    BuildJson,
+    LeaseJson,
+    LoggedJson,
+    StatusJson,
+    VerdictJson,
+)
+
+TIMEOUT_S = 10.0
+LONGEST_WAIT_S = 25.0
+"""What the service holds a long poll for at most."""
+
+WAITING = frozenset({"queued", "creating"})
+
+HINT = "start it with `mayfly up`, or set MAYFLY_URL"
+
+_BY_STATUS: Mapping[int, type[errors.MayflyError]] = {
+    401: Unauthenticated,
+    403: Denied,
+    404: NotFound,
+    409: errors.Conflict,
+}
+"""Where a status tells classes apart that share a code."""
+
+
+class Client:
+    """A farm's API as seen with one token. Use it as an async context manager.
+
+    `ca` is a PEM file trusted beside the system's certificates. Proxies of the environment are
+    not used: a farm is dialled directly, as its relay is. Raises `UsageError` for a bad `ca`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        ca: Path | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.tls = tls_context(ca) if self.url.startswith("https:") else None
+        self.token = token
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            timeout=TIMEOUT_S,
+            trust_env=False,
+            verify=self.tls or False,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    def holding(self, token: str) -> Client:
+        """The same farm with a lease's token; it lives and closes with this client."""
+        other = copy.copy(self)
+        other.token = token
+        return other
+
+    async def ask(self, request: LeaseRequest, idempotency_key: str) -> AskedJson:
+        """Ask for a lease (admin). The same key and request again answer the same lease.
+
+        Raises `UsageError`, `TooBig`, `MachineUnfit`, `Denied`.
+        """
+        answer = await self._call(
+            "POST", "/v1/leases", json=asdict(request), headers={"Idempotency-Key": idempotency_key}
+        )
+        return cast(AskedJson, answer.json())
+
+    async def lease(self, lease: str, *, wait_s: float = 0, since: str = "") -> LeaseJson:
+        """The lease, as soon as its state is not `since`, or after `wait_s` seconds (25 at most).
+
+        Raises `NotFound`.
+        """
+        wait_s = min(wait_s, LONGEST_WAIT_S)
+        answer = await self._call(
+            "GET",
+            _lease(lease),
+            params={"since": since, "wait_s": wait_s},
+            timeout=TIMEOUT_S + wait_s,
+        )
+        return cast(LeaseJson, answer.json())
+
+    async def events(self, lease: str) -> AsyncIterator[str]:
+        """Lines for the person who waits, those so far first, until the lease is ready or ended.
+
+        Raises `Unreachable` when the stream breaks: call again, it begins with where things are.
+        """
+        kind = ""
+        async with self._stream(f"{_lease(lease)}/events") as answer:
+            async for line in answer.aiter_lines():
+                name, _, value = line.partition(": ")
+                kind = value if name == "event" else kind
+                text = json.loads(value)["text"] if name == "data" else ""
+                if text and kind == "progress":
+                    yield text
+                elif text and kind == "state" and text not in WAITING:
+                    return
+
+    async def heartbeat(self, lease: str) -> BeatJson:
+        """Say that the client lives; `state` tells when the lease has ended meanwhile."""
+        return cast(BeatJson, (await self._call("POST", f"{_lease(lease)}/heartbeat")).json())
+
+    async def append_log(self, lease: str, offset: int, data: bytes) -> int:
+        """Append to the build's log; returns the next offset. The same again does no harm.
+
+        At most 1 MiB a call. Raises `Conflict` when the log ends before `offset`.
+        """
+        answer = await self._call(
+            "POST", f"{_lease(lease)}/log", params={"offset": offset}, content=data
+        )
+        return cast(LoggedJson, answer.json())["size_bytes"]
+
+    async def report(
+        self,
+        lease: str,
+        *,
+        outcome: Outcome,
+        reason: str = "",
+        digest: str = "",
+        timings_s: Mapping[str, float] | None = None,
+        images: Sequence[str] = (),
+    ) -> VerdictJson:
+        """Tell how the build ended, which ends the lease.
+
+        The answer's `outcome` is the one that counts: another when the lease had ended before.
+        Raises `UsageError` for an outcome that a client cannot claim.
+        """
+        answer = await self._call(
+            "POST",
+            f"{_lease(lease)}/report",
+            json={
+                "outcome": outcome,
+                "reason": reason,
+                "digest": digest,
+                "timings_s": dict(timings_s or {}),
+                "images": list(images),
+            },
+        )
+        return cast(VerdictJson, answer.json())
+
+    async def end(self, lease: str, outcome: Outcome = Outcome.CANCELLED) -> None:
+        """End the lease as cancelled or terminated; nothing happens to one that has ended."""
+        await self._call("DELETE", _lease(lease), params={"outcome": outcome})
+
+    async def leases(self) -> list[LeaseJson]:
+        """Every open lease, oldest first (admin)."""
+        return cast(list[LeaseJson], (await self._call("GET", "/v1/leases")).json())
+
+    async def builds(self) -> list[BuildJson]:
+        """The last builds, youngest first (admin)."""
+        return cast(list[BuildJson], (await self._call("GET", "/v1/builds")).json())
+
+    async def build(self, build: str) -> BuildJson:
+        """One build. Raises `NotFound`."""
+        return cast(BuildJson, (await self._call("GET", _build(build))).json())
+
+    async def log(self, build: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The build's log from byte `offset` on, in pieces, as far as it goes now."""
+        async with self._stream(f"{_build(build)}/log", params={"offset": offset}) as answer:
+            async for piece in answer.aiter_bytes():
+                yield piece
+
+    async def status(self) -> StatusJson:
+        """What `mayfly status --json` prints (admin)."""
+        return cast(StatusJson, (await self._call("GET", "/v1/status")).json())
+
+    async def _call(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
+        try:
+            answer = await self._http.request(
+                method, path, headers={**(headers or {}), **self._bearer}, **more
+            )
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if not answer.is_success:
+            raise _error(answer, self.url)
+        return answer
+
+    @property
+    def _bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    @asynccontextmanager
+    async def _stream(self, path: str, **more: Any) -> AsyncIterator[httpx.Response]:
+        try:
+            # Silence is normal in a stream; the service sends a comment every 10 s.
+            timeout = httpx.Timeout(TIMEOUT_S, read=3 * TIMEOUT_S)
+            async with self._http.stream(
+                "GET", path, headers=self._bearer, timeout=timeout, **more
+            ) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    raise _error(answer, self.url)
+                yield answer
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        why = str(error) or type(error).__name__
+        hint = "set MAYFLY_CA to the farm's ca.crt" if "CERTIFICATE_VERIFY" in why else HINT
+        return Unreachable(f"Mayfly does not answer at {self.url}: {why}", hint=hint)
+
+
+def from_environment(config: Config, environ: Mapping[str, str] | None = None) -> Client:
+    """The farm that MAYFLY_URL, MAYFLY_TOKEN and MAYFLY_CA name, else this machine's own.
+
+    Raises `Denied` when there is no token to be found, `UsageError` for a CA that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    url = environ.get("MAYFLY_URL") or local_url(config)
+    if not url.startswith(("https://", "http://")):
+        raise UsageError(f"MAYFLY_URL={url!r} is not a URL", hint="as in https://farm.example:5000")
+    ca: Path | None = config.state / "ca" / "ca.crt"
+    if named := environ.get("MAYFLY_CA"):
+        ca = Path(named)
+        if not os.access(ca, os.R_OK):
+            raise UsageError(f"MAYFLY_CA={named}: cannot be read")
+    elif ca and not os.access(ca, os.R_OK):
+        ca = None
+    return Client(url, environ.get("MAYFLY_TOKEN") or _own_token(config), ca)
+
+
+def local_url(config: Config) -> str:
+    """This machine's farm: by its name where that resolves, else by the address it listens on."""
+    try:
+        socket.getaddrinfo(config.server.name, config.server.port, type=socket.SOCK_STREAM)
+    except OSError:
+        host = config.server.listen.rpartition(":")[0]
+        if ipaddress.ip_address(host.strip("[]")).is_unspecified:
+            host = "127.0.0.1"
+        return f"https://{host}:{config.server.port}"
+    return config.url
+
+
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """The system's certificates, and those in `ca`. Raises `UsageError` when it is not PEM."""
+    context = ssl.create_default_context()
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(f"{ca}: not a PEM certificate that can be read: {error}") from None
+    return context
+
+
+def _own_token(config: Config) -> str:
+    path = config.state / "admin.token"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        raise Denied(
+            f"no token: MAYFLY_TOKEN is not set and {path} does not exist",
+            hint="start the farm with `mayfly up`, or set MAYFLY_URL and MAYFLY_TOKEN",
+        ) from None
+    except OSError as error:
+        raise Denied(
+            f"no token: {path} cannot be read: {error.strerror}",
+            hint="run as root, or set MAYFLY_TOKEN",
+        ) from None
+
+
+def _lease(lease: str) -> str:
+    return f"/v1/leases/{quote(lease, safe='')}"
+
+
+def _build(build: str) -> str:
+    return f"/v1/builds/{quote(build, safe='')}"
+
+
+def _error(answer: httpx.Response, url: str) -> errors.MayflyError:
+    """The error in an answer's body; `Unreachable` when a proxy answered for the service."""
+    try:
+        body = answer.json()["error"]
+        code, message, hint = str(body["code"]), str(body["message"]), str(body.get("hint", ""))
+    except (ValueError, KeyError, TypeError):
+        said = f"{answer.status_code} {answer.reason_phrase}"
+        return Unreachable(f"{url} answered {said}, which is not Mayfly's", hint=HINT)
+    kind = _BY_STATUS.get(answer.status_code)
+    if kind is not None and kind.code == code:
+        return kind(message, hint=hint)
+    return errors.from_code(code, message, hint=hint)

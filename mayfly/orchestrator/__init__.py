@@ -1,0 +1,11 @@
+"""The service that owns leases and policy. It never sees a build's bytes.
+
+Read in this order:
+
+- `states.py`    what can happen to a lease: pure functions from lease to lease
+- `plan.py`      what to do next: a table and pure functions of (leases, facts, limits)
+- `limits.py`    what this machine holds, and which size a request gets
+- `reconcile.py` the loop that makes the plan true
+- `service.py`   what the API's routes do; `api.py` is their HTTP
+- `trust.py`     who a credential speaks for
+"""

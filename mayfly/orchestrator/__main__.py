@@ -1,0 +1,149 @@
+"""`python -m mayfly.orchestrator`: the service on its unix socket, until SIGTERM or SIGINT.
+
+Ending it touches no lease and no runner: the next one finds both as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import structlog
+import uvicorn
+
+from mayfly import vm
+from mayfly.config import Config, load
+from mayfly.errors import Conflict, InfrastructureError, MayflyError
+from mayfly.orchestrator import trust
+from mayfly.orchestrator.api import create_app
+from mayfly.orchestrator.edge import EdgeClient
+from mayfly.orchestrator.events import Hub
+from mayfly.orchestrator.ledger import Ledger
+from mayfly.orchestrator.limits import limits, machine
+from mayfly.orchestrator.logs import Logs
+from mayfly.orchestrator.metrics import Metrics
+from mayfly.orchestrator.reconcile import Reconciler
+from mayfly.orchestrator.service import About, Service, about_nothing
+from mayfly.registry import tokens
+from mayfly.store.leases import LeaseStore
+from mayfly.vm.provider import Provider
+
+DRAIN_S = 2
+"""Seconds that requests under way get at the end; long polls and event streams are cut."""
+
+
+def now() -> datetime:
+    """The one place where the orchestrator reads the wall clock."""
+    return datetime.now(UTC)
+
+
+async def serve(
+    config: Config,
+    provider: Provider,
+    about: Callable[[], Awaitable[About]] = about_nothing,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises `InfrastructureError` when a key is missing, `Conflict` when another orchestrator runs
+    on the same state or another version wrote it.
+    """
+    home, keys = config.state / "orchestrator", config.state / "keys"
+    signing = _secret(keys / "lease.key")
+    holders = tokens.Verifier(tokens.public(signing), tokens.API)
+    verifiers = [trust.admin(_secret(keys / "admin.sha256").decode()), trust.lease_holder(holders)]
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    socket = config.run / "api" / "orchestrator.sock"
+    socket.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_only_one(home / "lock"))
+        store = stack.enter_context(closing(LeaseStore(home / "leases.sqlite")))
+        edge = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
+        metrics, room = Metrics(), limits(config, *machine())
+        ledger = Ledger(store, Hub(), metrics)
+        reconciler = Reconciler(ledger, provider, edge, room, metrics, now)
+        service = Service(
+            config,
+            room,
+            ledger,
+            reconciler,
+            trust.Trust(verifiers),
+            tokens.Signer(signing),
+            Logs(home / "logs"),
+            metrics,
+            now,
+            about=about,
+        )
+        server = _Server(
+            uvicorn.Config(
+                create_app(service),
+                uds=str(socket),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.stop)
+        async with asyncio.TaskGroup() as tasks:
+            work = [tasks.create_task(reconciler.run()), tasks.create_task(reconciler.warm())]
+            await server.serve()
+            for task in work:
+                task.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals left to us: its own handling ends the process before the rest can."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[IO[str]]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"another orchestrator runs on {path.parent}", hint="see `mayfly status`"
+            ) from None
+        yield file
+
+
+def _secret(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InfrastructureError(
+            f"{path} cannot be read: {error.strerror}", hint="`mayfly up` makes it"
+        ) from None
+
+
+def main() -> int:
+    """The exit status: 0 after a signal, else that of the error, told in one line on stderr."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        config = load()
+        asyncio.run(serve(config, vm.provider(config)))
+    except MayflyError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,271 @@
+"""The HTTP of `service.py`: routes, rights, and errors as JSON. Nothing is decided here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mayfly import __version__
+from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
+from mayfly.model import MIB, Outcome
+from mayfly.orchestrator import docker, metrics
+from mayfly.orchestrator.forms import LeaseForm, ReportForm, Stop
+from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
+from mayfly.orchestrator.trust import Principal
+from mayfly.wire import (
+    AskedJson,
+    BeatJson,
+    BuildJson,
+    LeaseJson,
+    LoggedJson,
+    StatusJson,
+    TokenJson,
+    VerdictJson,
+)
+
+MAX_BODY_BYTES = MIB
+"""Of any request; a log is sent in pieces."""
+
+log = structlog.get_logger("orchestrator.api")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Serve = Annotated[Service, Depends(_service)]
+
+
+def _principal(request: Request, service: Serve) -> Principal:
+    kind, _, credential = request.headers.get("authorization", "").partition(" ")
+    return service.verify(credential.strip() if kind.lower() == "bearer" else "")
+
+
+Who = Annotated[Principal, Depends(_principal)]
+
+
+def _admin(who: Who) -> Principal:
+    who.require_admin()
+    return who
+
+
+def _holder(lease_id: str, who: Who) -> Principal:
+    who.require(lease_id)
+    return who
+
+
+Admin = Annotated[Principal, Depends(_admin)]
+Holder = Annotated[Principal, Depends(_holder)]
+Offset = Annotated[int, Query(ge=0, le=2**53)]
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application. It owns nothing: whoever calls this runs the reconciler."""
+    app = FastAPI(
+        title="Mayfly",
+        version=__version__,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(_Bounded)
+    app.state.service = service
+    app.add_exception_handler(MayflyError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the orchestrator answers; the only route without a token."""
+        return {"status": "ok", "version": __version__}
+
+    @app.post("/v1/leases", status_code=201)
+    async def lease_create(
+        form: LeaseForm, request: Request, service: Serve, who: Admin
+    ) -> AskedJson:
+        """Ask for a runner. With the same Idempotency-Key the same lease is answered again."""
+        key = request.headers.get("idempotency-key", "")
+        if len(key) > 200:
+            raise UsageError("Idempotency-Key is longer than 200 characters")
+        return service.ask(form.request(), key and f"{who.name}:{key}")
+
+    @app.get("/v1/leases")
+    async def leases(service: Serve, who: Admin) -> list[LeaseJson]:
+        """Every open lease, oldest first."""
+        return service.leases(who)
+
+    @app.get("/v1/leases/{lease_id}")
+    async def lease(
+        lease_id: str,
+        service: Serve,
+        who: Holder,
+        since: str = "",
+        wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0,
+    ) -> LeaseJson:
+        """The lease; with `since` and `wait_s`, as soon as its state is another than `since`."""
+        return await service.lease(lease_id, who, since, wait_s)
+
+    @app.get("/v1/leases/{lease_id}/events")
+    async def events(lease_id: str, service: Serve, _: Holder) -> StreamingResponse:
+        """Server-sent events `state` and `progress` until the lease has ended."""
+        service.build(lease_id)  # a missing lease is a 404, not a broken stream
+        return StreamingResponse(_sse(service, lease_id), media_type="text/event-stream")
+
+    @app.post("/v1/leases/{lease_id}/heartbeat")
+    async def heartbeat(lease_id: str, service: Serve, _: Holder) -> BeatJson:
+        """The client lives."""
+        return service.heartbeat(lease_id)
+
+    @app.post("/v1/leases/{lease_id}/log")
+    async def log_append(
+        lease_id: str, request: Request, service: Serve, _: Holder, offset: Offset
+    ) -> LoggedJson:
+        """Append the raw body to the build's log at `offset`; bytes already there are skipped."""
+        return {"size_bytes": service.append_log(lease_id, offset, await request.body())}
+
+    @app.post("/v1/leases/{lease_id}/report")
+    async def report(lease_id: str, form: ReportForm, service: Serve, _: Holder) -> VerdictJson:
+        """The build's outcome, which ends the lease."""
+        return service.report(lease_id, form)
+
+    @app.delete("/v1/leases/{lease_id}", status_code=204)
+    async def lease_end(
+        lease_id: str, service: Serve, who: Holder, outcome: Stop = Outcome.CANCELLED
+    ) -> None:
+        """End the lease; nothing happens to one that has ended."""
+        service.end(lease_id, outcome, f"ended by {who.name}")
+
+    @app.get("/v1/builds")
+    async def builds(service: Serve, _: Admin) -> list[BuildJson]:
+        """The last builds, youngest first."""
+        return service.builds()
+
+    @app.get("/v1/builds/{lease_id}")
+    async def build(lease_id: str, service: Serve, _: Holder) -> BuildJson:
+        """One build, running or ended."""
+        return service.build(lease_id)
+
+    @app.get("/v1/builds/{lease_id}/log")
+    async def build_log(
+        lease_id: str, service: Serve, _: Holder, offset: Offset = 0
+    ) -> StreamingResponse:
+        """The build's log from `offset` on, as far as it goes now."""
+        return StreamingResponse(service.log(lease_id, offset), media_type="text/plain")
+
+    @app.get("/v1/status")
+    async def status(service: Serve, _: Admin) -> StatusJson:
+        """What `mayfly status --json` prints."""
+        return await service.status()
+
+    @app.get("/metrics")
+    async def prometheus(service: Serve, _: Admin) -> Response:
+        """Metrics for Prometheus."""
+        return Response(service.metrics(), media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(_: Who) -> dict[str, Any]:
+        return app.openapi()
+
+    @app.get("/token")
+    async def token_get(
+        request: Request, service: Serve, scope: Annotated[list[str] | None, Query()] = None
+    ) -> TokenJson:
+        """Docker's token protocol, with a Mayfly token as the password of Basic."""
+        asked = docker.from_query(request.headers.get("authorization", ""), scope or [])
+        return _registry_token(service, asked)
+
+    @app.post("/token")
+    async def token_post(request: Request, service: Serve) -> TokenJson:
+        """Docker's token protocol as an OAuth2 form (`password`, `refresh_token`)."""
+        return _registry_token(service, docker.from_form(await request.body()))
+
+    return app
+
+
+class _Bounded:
+    """Refuses a body as soon as it is longer than allowed, whatever its header says.
+
+    Starlette's own limit answers in plain text, where clients expect an error of ours.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        total = 0
+
+        async def bounded() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > MAX_BODY_BYTES:
+                raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+def _registry_token(service: Service, asked: docker.Asked) -> TokenJson:
+    try:
+        return service.registry_token(asked)
+    except NotFound as error:  # the credential's own lease
+        raise Unauthenticated(error.message) from None
+
+
+async def _sse(service: Service, lease_id: str) -> AsyncIterator[str]:
+    async for event in service.events(lease_id):
+        if event is None:
+            yield ": still here\n\n"
+        else:
+            yield f"event: {event.kind}\ndata: {json.dumps({'text': event.text})}\n\n"
+
+
+def _answer(error: MayflyError, status: int | None = None) -> JSONResponse:
+    body = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+    headers = {}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="mayfly"'
+    return JSONResponse(body, status or error.http_status, headers)
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, MayflyError)  # noqa: S101
+    if isinstance(error, InfrastructureError):
+        log.warning("request failed", error=str(error))
+    return _answer(error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    """Every fault of the request in one line."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    return _answer(
+        UsageError("; ".join(_fault(e) for e in error.errors()), hint="see openapi.json")
+    )
+
+
+def _fault(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"][1:]) or str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown field"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    kind = NotFound if error.status_code == 404 else UsageError
+    return _answer(kind(str(error.detail)), error.status_code)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("request failed by a bug", path=request.url.path, exc_info=error)
+    return _answer(MayflyError("the orchestrator failed at this request; its log says why"))

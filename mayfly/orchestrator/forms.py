@@ -1,0 +1,105 @@
+"""What clients may send, checked: unknown names, wrong types and values out of bounds are refused.
+
+Whatever these accept is bounded: a row holds a few KiB at most.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from mayfly.errors import UsageError
+from mayfly.model import LeaseRequest, Outcome
+from mayfly.registry.grants import check_repo
+
+CLAIMABLE = frozenset(
+    {
+        Outcome.SUCCEEDED,
+        Outcome.FAILED,
+        Outcome.USAGE,
+        Outcome.NOT_PUBLISHED,
+        Outcome.DENIED,
+        Outcome.INFRASTRUCTURE,
+        Outcome.INTERNAL,
+        Outcome.CANCELLED,
+        Outcome.TERMINATED,
+    }
+)
+"""What a client can know. OOM, budget, lost runners and the like are found out without it."""
+
+STOPPABLE = frozenset({Outcome.CANCELLED, Outcome.TERMINATED})
+"""What ending a lease without a report can mean."""
+
+_TEXT = r"^[^\x00-\x1f\x7f]*$"
+
+
+def _repo(value: str) -> str:
+    try:
+        return check_repo(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+def _ssh_key(value: str) -> str:
+    """The key without its comment: one line that authorizes exactly one key."""
+    kind_and_key = " ".join(value.split()[:2])
+    try:
+        load_ssh_public_key(kind_and_key.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("not an OpenSSH public key line, as in ssh-ed25519 AAAA…") from None
+    return kind_and_key
+
+
+def _claimable(outcome: Outcome) -> Outcome:
+    if outcome not in CLAIMABLE:
+        raise ValueError("not an outcome that a client reports")
+    return outcome
+
+
+def _stoppable(outcome: Outcome) -> Outcome:
+    if outcome not in STOPPABLE:
+        raise ValueError("a lease is ended as cancelled or terminated")
+    return outcome
+
+
+Text = Annotated[str, StringConstraints(max_length=255, pattern=_TEXT)]
+Reason = Annotated[str, StringConstraints(max_length=1000, pattern=_TEXT)]
+Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")]
+ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[!-~]+$")]
+Phase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,31}$")]
+Seconds = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)]
+Stop = Annotated[Outcome, AfterValidator(_stoppable)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LeaseForm(_Form):
+    """The body of `POST /v1/leases`."""
+
+    repo: Annotated[str, AfterValidator(_repo)]
+    ssh_public_key: Annotated[str, Field(max_length=8192), AfterValidator(_ssh_key)]
+    size: Text = ""
+    ref: Text = ""
+    event: Text = "manual"
+    target: Text = ""
+    languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
+    spec: None = None
+    """Build specs are not known to this version: sending one is an error, not ignored."""
+
+    def request(self) -> LeaseRequest:
+        return LeaseRequest(**self.model_dump(exclude={"spec"}))
+
+
+class ReportForm(_Form):
+    """The body of a report: how the build ended, as its client saw it."""
+
+    outcome: Annotated[Outcome, AfterValidator(_claimable)]
+    reason: Reason = ""
+    digest: Digest = ""
+    timings_s: Annotated[dict[Phase, Seconds], Field(max_length=64)] = {}
+    images: Annotated[tuple[ImageName, ...], Field(max_length=64)] = ()

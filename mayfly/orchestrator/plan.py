@@ -1,0 +1,260 @@
+"""What to do next: a table, and pure functions of (leases, facts, limits).
+
+`plan` is called again whenever anything has changed, so an action needs to be right only now:
+what cannot be done yet is simply not in the answer, and comes with a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from mayfly.model import Desired, Lease, Observed, Operation, Outcome, Runner
+from mayfly.orchestrator import states
+from mayfly.orchestrator.limits import Limits
+
+WATCHDOG_SLACK_S = 5.0
+"""A runner that goes this many seconds before its deadline was ended by its own watchdog."""
+
+
+class Rule(Enum):
+    """What a (desired, observed, operation) triple asks for."""
+
+    QUEUE = auto()
+    """Make a runner once the pool has room, oldest lease first."""
+    CREATE = auto()
+    """See that the runner is being made; after a restart, begin again (same name)."""
+    WATCH = auto()
+    """Nothing, while the runner is there."""
+    LOST = auto()
+    """The runner died by itself: end the build."""
+    BROKEN = auto()
+    """No path leads here: end the build as a fault of ours."""
+    DESTROY = auto()
+    """Unmake the runner until the provider no longer lists it."""
+    REST = auto()
+    """Nothing, ever."""
+
+
+_RUN, _END = Desired.RUNNING, Desired.ENDED
+_ABSENT, _READY, _LOST = Observed.ABSENT, Observed.READY, Observed.LOST
+_NONE, _CREATING, _DESTROYING = Operation.NONE, Operation.CREATING, Operation.DESTROYING
+
+TABLE: Mapping[tuple[Desired, Observed, Operation], Rule] = {
+    (_RUN, _ABSENT, _NONE): Rule.QUEUE,
+    (_RUN, _ABSENT, _CREATING): Rule.CREATE,
+    (_RUN, _ABSENT, _DESTROYING): Rule.BROKEN,
+    (_RUN, _READY, _NONE): Rule.WATCH,
+    (_RUN, _READY, _CREATING): Rule.BROKEN,
+    (_RUN, _READY, _DESTROYING): Rule.BROKEN,
+    (_RUN, _LOST, _NONE): Rule.LOST,
+    (_RUN, _LOST, _CREATING): Rule.BROKEN,
+    (_RUN, _LOST, _DESTROYING): Rule.BROKEN,
+    (_END, _ABSENT, _NONE): Rule.REST,
+    (_END, _ABSENT, _CREATING): Rule.DESTROY,
+    (_END, _ABSENT, _DESTROYING): Rule.DESTROY,
+    (_END, _READY, _NONE): Rule.DESTROY,
+    (_END, _READY, _CREATING): Rule.DESTROY,
+    (_END, _READY, _DESTROYING): Rule.DESTROY,
+    (_END, _LOST, _NONE): Rule.DESTROY,
+    (_END, _LOST, _CREATING): Rule.DESTROY,
+    (_END, _LOST, _DESTROYING): Rule.DESTROY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known beside the rows.
+
+    `seen` is the provider's latest list, by name; None while it has not answered. It says
+    nothing about the runners in `stale`: a create or destroy of theirs is under way, or returned
+    after that list was asked for. `creating` and `destroying` have such a call under way;
+    `destroyed` had a destroy that returned without an error, in this process.
+    """
+
+    now: datetime
+    started_at: datetime
+    seen: Mapping[str, Runner] | None = None
+    stale: frozenset[str] = frozenset()
+    creating: frozenset[str] = frozenset()
+    destroying: frozenset[str] = frozenset()
+    destroyed: frozenset[str] = frozenset()
+
+    def has(self, runner: str) -> bool | None:
+        """Whether the provider has the runner; None when that is not known."""
+        if self.seen is None or runner in self.stale:
+            return None
+        return runner in self.seen
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Write that the runner is being made, then make it."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make the runner of a lease that was admitted before."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """Write that the runner is gone."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Write the build's outcome."""
+
+    lease: Lease
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """Write that the runner is being unmade (when it has a lease), then unmake it."""
+
+    runner: str
+    reason: str
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Write that nothing of the runner is left."""
+
+    lease: Lease
+
+
+Action = Admit | Create | Lose | End | Destroy | Close
+
+
+def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action, ...]:
+    """What to do now. `leases` are those not closed, oldest first.
+
+    A lease that waits for room holds back all younger ones, so a large build is never overtaken
+    for ever by small ones.
+    """
+    actions: list[Action] = []
+    memory, cpus = used(leases, facts, limits)
+    waiting = False
+    for lease in leases:
+        ending = _ending(lease, facts, limits)
+        if ending is not None:
+            actions.append(ending)
+            continue
+        rule = rule_of(lease)
+        if rule is Rule.QUEUE:
+            memory_with, cpus_with = memory + lease.size.memory_bytes, cpus + lease.size.cpus
+            if waiting or memory_with > limits.memory_bytes or cpus_with > limits.cpus:
+                waiting = True
+            else:
+                memory, cpus = memory_with, cpus_with
+                actions.append(Admit(lease))
+        elif rule is Rule.CREATE and lease.runner not in facts.creating:
+            actions.append(Create(lease))
+        elif rule is Rule.WATCH and facts.has(lease.runner) is False:
+            actions.append(Lose(lease))
+        elif rule is Rule.DESTROY:
+            actions.extend(_unmake(lease, facts))
+    actions.extend(
+        Destroy(name, "no open lease explains this runner")
+        for name in strangers(leases, facts)
+        if facts.has(name)
+    )
+    return tuple(actions)
+
+
+def rule_of(lease: Lease) -> Rule:
+    """The table's word on a lease."""
+    return TABLE[lease.desired, lease.observed, lease.operation]
+
+
+def used(leases: Iterable[Lease], facts: Facts, limits: Limits) -> tuple[int, int]:
+    """Memory in bytes and vCPUs that runners have: those of leases, and strangers until gone."""
+    leases = tuple(leases)
+    ladder = {size.name: size for size in limits.sizes}
+    sizes = [lease.size for lease in leases if states.holds_room(lease)]
+    for name in strangers(leases, facts):
+        size = ladder.get(facts.seen[name].size) if facts.seen else None
+        sizes += [size] if size else []
+    return sum(size.memory_bytes for size in sizes), sum(size.cpus for size in sizes)
+
+
+def queue(leases: Iterable[Lease]) -> dict[str, int]:
+    """The place of each waiting lease, from 1; `leases` are oldest first."""
+    waiting = (lease.id for lease in leases if states.is_queued(lease))
+    return {lease_id: place for place, lease_id in enumerate(waiting, 1)}
+
+
+def strangers(leases: Iterable[Lease], facts: Facts) -> tuple[str, ...]:
+    """The runners that the provider has and no open lease explains, by name."""
+    explained = {lease.runner for lease in leases if not states.is_closed(lease)}
+    return tuple(sorted(set(facts.seen or ()) - explained))
+
+
+def edge_changes(
+    leases: Iterable[Lease], attached: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The runners to attach at the edge and those to revoke, so that only leases' are served.
+
+    A runner that is being made may be attached already: it is attached before it is ready.
+    """
+    leases, attached = tuple(leases), set(attached)
+    ready = {lease.runner for lease in leases if states.is_ready(lease)}
+    making = {lease.runner for lease in leases if states.is_running(lease)}
+    return tuple(sorted(ready - attached)), tuple(sorted(attached - making))
+
+
+def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
+    """How the build ends now, if it does; the strongest reason first."""
+    if not states.is_running(lease):
+        return None
+    rule, now = rule_of(lease), facts.now
+    if rule is Rule.BROKEN:
+        state = f"{lease.observed}/{lease.operation}"
+        return End(lease, Outcome.INTERNAL, f"the lease was found running in state {state}")
+    slack = timedelta(seconds=WATCHDOG_SLACK_S if rule is Rule.LOST else 0)
+    if lease.deadline is not None and now >= lease.deadline - slack:
+        budget = f"the time budget of {_minutes(lease.budget_s)} is used up"
+        return End(lease, Outcome.BUDGET_EXCEEDED, budget)
+    if rule is Rule.LOST:
+        return End(lease, Outcome.RUNNER_LOST, f"the runner {lease.runner} died")
+    # After a restart nobody could have been heard for a while: everyone gets the grace anew.
+    silent_since = max(lease.expires_at, facts.started_at + timedelta(seconds=limits.grace_s))
+    if now >= silent_since:
+        silence = f"no heartbeat from the client for {limits.grace_s:g} s"
+        return End(lease, Outcome.CLIENT_LOST, silence)
+    queue_end = lease.created_at + timedelta(seconds=limits.queue_timeout_s)
+    if rule is Rule.QUEUE and now >= queue_end:
+        full = f"no room in the pool for {_minutes(limits.queue_timeout_s)}"
+        return End(lease, Outcome.QUEUE_TIMEOUT, full)
+    if rule is Rule.CREATE and now >= queue_end + timedelta(seconds=limits.create_timeout_s):
+        slow = f"no runner was ready within {_minutes(limits.create_timeout_s)}"
+        return End(lease, Outcome.INFRASTRUCTURE, slow)
+    return None
+
+
+def _unmake(lease: Lease, facts: Facts) -> Iterable[Action]:
+    """The next step towards having nothing of an ended lease's runner."""
+    name = lease.runner
+    if name in facts.destroying:
+        return
+    present = facts.has(name)
+    if name not in facts.destroyed or present:
+        yield Destroy(name, f"its lease ended: {lease.outcome}", lease)
+    elif present is False:
+        yield Close(lease)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"

@@ -1,0 +1,284 @@
+"""The loop that makes the plan true.
+
+Three small loops, each woken by what concerns it and by a tick: `_look` asks the provider what
+exists, `_act` carries out the plan, `_mend_edge` keeps the edge serving the right runners.
+Provider calls are tasks of their own, at most one of a kind for each runner; what they bring is
+written to the lease's row, and the next plan goes on from there. Nothing here is needed to
+survive a restart: the rows are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from datetime import datetime
+
+import structlog
+
+from mayfly.errors import InfrastructureError, MayflyError, Unreachable
+from mayfly.model import Lease, Operation, Outcome, Runner, RunnerSpec
+from mayfly.orchestrator import plan, states
+from mayfly.orchestrator.edge import Edge
+from mayfly.orchestrator.ledger import Ledger
+from mayfly.orchestrator.limits import Limits
+from mayfly.orchestrator.metrics import Metrics
+from mayfly.vm.provider import Provider
+
+TICK_S = 1.0
+EDGE_TICK_S = 5.0
+LIST_TIMEOUT_S = 10.0
+DESTROY_TIMEOUT_S = 60.0
+CANCEL_TIMEOUT_S = 10.0
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+log = structlog.get_logger("orchestrator")
+
+
+class Reconciler:
+    """Runs until cancelled; then leases and runners stay as they are."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        provider: Provider,
+        edge: Edge,
+        limits: Limits,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._ledger = ledger
+        self._provider = provider
+        self._edge = edge
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._started_at = clock()
+        self._look_now = asyncio.Event()
+        self._mend_now = asyncio.Event()
+        self._seen: dict[str, Runner] | None = None
+        self._seen_at = 0
+        self._touches = 0
+        self._touched: dict[str, int] = {}
+        self._creating: dict[str, asyncio.Task[None]] = {}
+        self._destroying: dict[str, asyncio.Task[None]] = {}
+        self._destroyed: set[str] = set()
+        self._preparing: asyncio.Task[None] | None = None
+        self._last_line = ""
+        self._places: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Reconcile for ever. A step that fails is logged and comes round again."""
+        self._started_at = self._clock()
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(_forever(self._look, self._look_now, TICK_S))
+                loops.create_task(_forever(self._act, self._ledger.changed, TICK_S))
+                loops.create_task(_forever(self._mend_edge, self._mend_now, EDGE_TICK_S))
+        finally:
+            calls = [*self._creating.values(), *self._destroying.values()]
+            calls += [self._preparing] if self._preparing else []
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def warm(self) -> None:
+        """Have the provider make now what the first runner would wait for; failure is logged."""
+        try:
+            await self._prepare()
+        except MayflyError as error:
+            log.warning("provider is not prepared", error=str(error))
+
+    def facts(self) -> plan.Facts:
+        """What the next plan goes by."""
+        touched = {name for name, at in self._touched.items() if at > self._seen_at}
+        return plan.Facts(
+            now=self._clock(),
+            started_at=self._started_at,
+            seen=self._seen,
+            stale=frozenset(touched | self._creating.keys() | self._destroying.keys()),
+            creating=frozenset(self._creating),
+            destroying=frozenset(self._destroying),
+            destroyed=frozenset(self._destroyed),
+        )
+
+    async def _look(self) -> None:
+        asked_at = self._touches
+        async with asyncio.timeout(LIST_TIMEOUT_S):
+            runners = await self._provider.list()
+        self._seen, self._seen_at = {runner.name: runner for runner in runners}, asked_at
+        self._touched = {n: at for n, at in self._touched.items() if at > asked_at}
+        self._ledger.changed.set()
+
+    async def _act(self) -> None:
+        leases = self._ledger.open()
+        self._destroyed &= {lease.runner for lease in leases}
+        for action in plan.plan(leases, self.facts(), self._limits):
+            self._apply(action)
+        self._tell_queue()
+
+    def _tell_queue(self) -> None:
+        """Tell those who wait for room which place they have, when it has changed."""
+        places = plan.queue(self._ledger.open())
+        for lease_id, place in places.items():
+            if self._places.get(lease_id) != place:
+                self._ledger.tell(lease_id, f"waiting for room in the pool, place {place}")
+        self._places = places
+
+    def _apply(self, action: plan.Action) -> None:
+        now, change = self._clock(), self._ledger.change
+        match action:
+            case plan.Admit(lease):
+                self._start_create(change(lease.id, lambda row: states.admitted(row, now)))
+            case plan.Create(lease):
+                self._start_create(lease)
+            case plan.Lose(lease):
+                log.warning("runner lost", runner=lease.runner)
+                change(lease.id, states.lost)
+            case plan.End(lease, outcome, reason):
+                self._end(lease.id, outcome, reason)
+            case plan.Destroy(runner, reason, owner):
+                log.info("destroying", runner=runner, reason=reason)
+                if owner:
+                    change(owner.id, states.destroying)
+                self._start(self._destroying, runner, self._destroy(runner))
+            case plan.Close(lease):
+                change(lease.id, states.closed)
+                log.info("closed", lease=lease.id, outcome=lease.outcome)
+
+    def _start_create(self, lease: Lease) -> None:
+        if lease.operation is not Operation.CREATING or not states.is_running(lease):
+            return
+        self._start(self._creating, lease.runner, self._create(lease))
+
+    def _start(
+        self,
+        calls: dict[str, asyncio.Task[None]],
+        runner: str,
+        call: Coroutine[None, None, None],
+    ) -> None:
+        """Run `call` as the runner's task in `calls`; the plan is made anew when it is over."""
+
+        def over(_: asyncio.Task[None]) -> None:
+            del calls[runner]
+            self._touches += 1
+            self._touched[runner] = self._touches
+            self._look_now.set()
+            self._ledger.changed.set()
+
+        calls[runner] = asyncio.create_task(call, name=runner)
+        calls[runner].add_done_callback(over)
+
+    async def _create(self, lease: Lease) -> None:
+        spec = RunnerSpec(
+            lease.runner, lease.size, lease.request.ssh_public_key, budget_s=lease.budget_s
+        )
+        try:
+            await self._prepare(lease.id)
+            runner = await self._provider.create(spec)
+            await self._attach(lease)
+        except MayflyError as error:
+            self._metrics.called("create", error.code)
+            self._end(lease.id, Outcome(error.code), str(error))
+        except Exception as error:
+            log.exception("create failed", runner=lease.runner)
+            self._metrics.called("create", "internal")
+            self._end(lease.id, Outcome.INTERNAL, f"making the runner failed: {error!r}")
+        else:
+            self._metrics.called("create", "ok")
+            now = self._clock()
+            self._ledger.change(lease.id, lambda row: states.ready(row, runner, now))
+
+    async def _prepare(self, lease_id: str = "") -> None:
+        """Wait for the provider's preparation, one for all who wait for it."""
+        if self._preparing is None or self._preparing.done():
+            self._last_line = ""
+            self._preparing = asyncio.create_task(self._provider.prepare(self._progress))
+            self._preparing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        elif lease_id and self._last_line:
+            self._ledger.tell(lease_id, self._last_line)
+        await asyncio.shield(self._preparing)
+
+    def _progress(self, line: str) -> None:
+        self._last_line = line
+        log.info("preparing", line=line)
+        for lease in self._ledger.open():
+            if lease.runner in self._creating:
+                self._ledger.tell(lease.id, line)
+
+    async def _attach(self, lease: Lease) -> None:
+        """Have the edge serve the runner, however long the edge is away."""
+        for delay in _backoff():
+            try:
+                await self._edge.attach(lease.runner)
+            except Unreachable as error:
+                log.warning("edge away", runner=lease.runner, error=str(error))
+                self._ledger.tell(lease.id, "waiting for the edge")
+                await asyncio.sleep(delay)
+            else:
+                return
+
+    async def _destroy(self, runner: str) -> None:
+        """Unmake the runner, however often it takes; the edge stops serving it first."""
+        if creating := self._creating.get(runner):
+            creating.cancel()
+            await asyncio.wait({creating}, timeout=CANCEL_TIMEOUT_S)
+        for delay in _backoff():
+            with suppress(MayflyError):
+                await self._edge.revoke(runner)
+            try:
+                async with asyncio.timeout(DESTROY_TIMEOUT_S):
+                    await self._provider.destroy(runner)
+            except Exception as error:
+                code = error.code if isinstance(error, MayflyError) else "internal"
+                self._metrics.called("destroy", code)
+                log.warning("destroy failed", runner=runner, error=str(error) or repr(error))
+                await asyncio.sleep(delay)
+            else:
+                break
+        self._metrics.called("destroy", "ok")
+        self._destroyed.add(runner)
+
+    async def _mend_edge(self) -> None:
+        attached = await self._edge.attached()
+        attach, revoke = plan.edge_changes(self._ledger.open(), attached)
+        for verb, runners in ((self._edge.attach, attach), (self._edge.revoke, revoke)):
+            for runner in runners:
+                log.info("mending the edge", call=verb.__name__, runner=runner)
+                with suppress(InfrastructureError):
+                    await verb(runner)
+
+    def _end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
+        now = self._clock()
+        lease = self._ledger.change(lease_id, lambda row: states.ended(row, outcome, reason, now))
+        if lease.ended_at == now:
+            log.info("ended", lease=lease_id, outcome=lease.outcome, reason=lease.reason)
+
+
+async def _forever(
+    step: Callable[[], Awaitable[None]], wake: asyncio.Event, every_s: float
+) -> None:
+    """Do `step` now, then whenever `wake` is set or `every_s` seconds have passed."""
+    trouble = ""
+    while True:
+        wake.clear()
+        try:
+            await step()
+            trouble = ""
+        except (MayflyError, TimeoutError) as error:
+            if repr(error) != trouble:
+                trouble = repr(error)
+                log.warning("step failed", step=step.__name__, error=str(error) or trouble)
+            await asyncio.sleep(every_s)
+        except Exception:
+            log.exception("step failed", step=step.__name__)
+            await asyncio.sleep(every_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(every_s):
+                await wake.wait()
+
+
+def _backoff() -> Iterator[float]:
+    yield from BACKOFF_S
+    while True:
+        yield BACKOFF_S[-1]

@@ -1,0 +1,275 @@
+"""What the API's routes do, without HTTP.
+
+Every method that names a lease raises `NotFound` for one that does not exist. Rights are checked
+by the caller (`api.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timedelta
+
+from typing_extensions import TypedDict
+
+from mayfly.config import Config
+from mayfly.errors import Conflict, Unauthenticated
+from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome
+from mayfly.orchestrator import docker, plan, states, views
+from mayfly.orchestrator.events import Event
+from mayfly.orchestrator.forms import ReportForm
+from mayfly.orchestrator.ledger import Ledger
+from mayfly.orchestrator.limits import Limits, choose
+from mayfly.orchestrator.logs import Logs
+from mayfly.orchestrator.metrics import Metrics
+from mayfly.orchestrator.reconcile import Reconciler
+from mayfly.orchestrator.trust import Principal, Trust
+from mayfly.registry import grants
+from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
+from mayfly.wire import (
+    AskedJson,
+    BeatJson,
+    BuildJson,
+    GoldenJson,
+    LeaseJson,
+    StatusJson,
+    TokenJson,
+    VerdictJson,
+)
+
+LONGEST_WAIT_S = 25.0
+KEEP_ALIVE_S = 10.0
+BUILDS_SHOWN = 100
+
+
+class About(TypedDict):
+    """What the machine's side tells for the status."""
+
+    accelerator: str
+    golden: GoldenJson | None
+
+
+async def about_nothing() -> About:
+    """For a provider that has nothing to tell."""
+    return {"accelerator": "none", "golden": None}
+
+
+def new_id() -> str:
+    """An id for a lease: 8 characters, a letter first, so that it can name almost anything."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    rest = (secrets.choice(letters + "234567") for _ in range(7))
+    return secrets.choice(letters) + "".join(rest)
+
+
+class Service:
+    """One orchestrator: leases, their logs, their tokens."""
+
+    def __init__(
+        self,
+        config: Config,
+        limits: Limits,
+        ledger: Ledger,
+        reconciler: Reconciler,
+        trust: Trust,
+        signer: Signer,
+        logs: Logs,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+        *,
+        about: Callable[[], Awaitable[About]] = about_nothing,
+        new_id: Callable[[], str] = new_id,
+    ) -> None:
+        self._config = config
+        self._limits = limits
+        self._ledger = ledger
+        self._reconciler = reconciler
+        self._trust = trust
+        self._signer = signer
+        self._logs = logs
+        self._metrics = metrics
+        self._clock = clock
+        self._about = about
+        self._new_id = new_id
+
+    def verify(self, credential: str) -> Principal:
+        """Who is asking. Raises `Unauthenticated`."""
+        return self._trust.verify(credential, self._clock())
+
+    def ask(self, request: LeaseRequest, key: str) -> AskedJson:
+        """A new lease, on disk before this returns; or the one that `key` made before.
+
+        Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Conflict` for a key that
+        was used with another request. An empty key makes a new lease each time.
+        """
+        now = self._clock()
+        lease = Lease(
+            id=self._new_id(),
+            request=request,
+            size=choose(request.size, self._limits),
+            desired=Desired.RUNNING,
+            observed=Observed.ABSENT,
+            operation=Operation.NONE,
+            attempt=1,
+            created_at=now,
+            expires_at=now + timedelta(seconds=self._limits.grace_s),
+            budget_s=self._config.lease.budget_min * 60,
+        )
+        body = json.dumps(asdict(request), sort_keys=True).encode()
+        lease = self._ledger.add(lease, key=key, body_hash=hashlib.sha256(body).hexdigest())
+        token = self._signer.lease_token(
+            lease.id, expires_at=token_end(lease, self._limits), now=now
+        )
+        return views.asked(lease, token, self._config)
+
+    async def lease(self, lease_id: str, who: Principal, since: str, wait_s: float) -> LeaseJson:
+        """The lease, once its state is not `since`, or after `wait_s` seconds (25 at most)."""
+        with self._ledger.hub.listen(lease_id) as news, suppress(TimeoutError):
+            async with asyncio.timeout(min(wait_s, LONGEST_WAIT_S)):
+                while states.word(self._ledger.get(lease_id)) == since:
+                    await news.get()
+        return self._view(self._ledger.get(lease_id), who)
+
+    def leases(self, who: Principal) -> list[LeaseJson]:
+        """Every open lease, oldest first."""
+        return [self._view(lease, who) for lease in self._ledger.open()]
+
+    async def events(self, lease_id: str) -> AsyncIterator[Event | None]:
+        """The state and the progress lines so far, then news until the lease is closed.
+
+        None comes every 10 s without news, so that whoever carries this sees it is alive.
+        """
+        with self._ledger.hub.listen(lease_id) as news:
+            state = states.word(self._ledger.get(lease_id))
+            yield Event("state", state)
+            for line in self._ledger.hub.lines(lease_id):
+                yield Event("progress", line)
+            while state != states.ENDED:
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        event = await news.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if event.kind == "state":
+                    state = event.text
+                yield event
+
+    def heartbeat(self, lease_id: str) -> BeatJson:
+        """The client lives; ended leases stay ended, which `state` says."""
+        now = self._clock()
+        lease = self._ledger.change(
+            lease_id, lambda row: states.alive(row, now, self._limits.grace_s)
+        )
+        return {"expires_at": views.time(lease.expires_at), "state": states.word(lease)}
+
+    def append_log(self, lease_id: str, offset: int, data: bytes) -> int:
+        """See `Logs.append`. Takes the last lines of an ended lease too."""
+        self._ledger.get(lease_id)
+        return self._logs.append(lease_id, offset, data)
+
+    def report(self, lease_id: str, form: ReportForm) -> VerdictJson:
+        """The client's outcome, unless the lease has one already; the answer has the one it has.
+
+        Raises `Conflict` for a success without a runner.
+        """
+        now, told = self._clock(), self._ledger.get(lease_id)
+        if form.outcome is Outcome.SUCCEEDED and told.ready_at is None and not told.outcome:
+            raise Conflict(f"lease {lease_id} never had a runner, so nothing succeeded on it")
+        lease = self._ledger.change(
+            lease_id,
+            lambda row: states.reported(
+                row,
+                form.outcome,
+                now,
+                reason=form.reason,
+                digest=form.digest,
+                timings_s=form.timings_s,
+                images=form.images,
+            ),
+        )
+        return {"verdict": "done", "attempt": lease.attempt, "outcome": str(lease.outcome)}
+
+    def end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
+        """End the lease, unless it has ended."""
+        now = self._clock()
+        self._ledger.change(lease_id, lambda row: states.ended(row, outcome, reason, now))
+
+    def builds(self) -> list[BuildJson]:
+        """The last builds, youngest first."""
+        return [views.build(row, self._config) for row in self._ledger.recent(BUILDS_SHOWN)]
+
+    def build(self, build_id: str) -> BuildJson:
+        """One build, however old."""
+        return views.build(self._ledger.get(build_id), self._config)
+
+    def log(self, build_id: str, offset: int) -> Iterator[bytes]:
+        """The build's log from `offset` on, as far as it goes now."""
+        self._ledger.get(build_id)
+        return self._logs.read(build_id, offset)
+
+    async def status(self) -> StatusJson:
+        """All of it, for `mayfly status --json`."""
+        about = await self._about()
+        return views.status(
+            self._config,
+            self._limits,
+            self._ledger.open(),
+            self._ledger.recent(BUILDS_SHOWN),
+            self._reconciler.facts(),
+            accelerator=about["accelerator"],
+            golden=about["golden"],
+        )
+
+    def metrics(self) -> bytes:
+        """Prometheus' text format."""
+        return self._metrics.render(self._ledger.open())
+
+    def registry_token(self, asked: docker.Asked) -> TokenJson:
+        """A token for as much of what was asked as the credential allows.
+
+        That of a lease's holder is its runner's: it dies with the deadline, and is refused by the
+        edge once the runner is gone. Raises `Unauthenticated` for a wrong credential, and for a
+        lease that has no runner now.
+        """
+        now = self._clock()
+        who = self._trust.verify(asked.credential, now)
+        end = now + timedelta(seconds=REGISTRY_TOKEN_S)
+        if who.admin:
+            access = grants.intersect(asked.scopes, grants.EVERYTHING)
+            token = self._signer.registry_token(who.name, access, now=now)
+        else:
+            lease = self._ledger.get(who.lease)
+            if not states.is_ready(lease) or lease.deadline is None:
+                raise Unauthenticated(f"lease {lease.id} has no runner now")
+            end = min(end, lease.deadline)
+            access = grants.intersect(asked.scopes, grants.for_lease(lease.request.repo))
+            token = self._signer.runner_token(
+                lease.id, lease.attempt, access, deadline=end, now=now
+            )
+        life = max(docker.MIN_LIFE_S, int((end - now).total_seconds()))
+        issued_at = views.time(now)
+        return {
+            "token": token, "access_token": token, "expires_in": life, "issued_at": issued_at
+        }  # fmt: skip
+
+    def _view(self, lease: Lease, who: Principal) -> LeaseJson:
+        position, token = None, ""
+        if states.is_queued(lease):
+            position = plan.queue(self._ledger.open()).get(lease.id)
+        if who.lease == lease.id and states.is_ready(lease) and lease.deadline:
+            access = grants.for_lease(lease.request.repo)
+            token = self._signer.runner_token(
+                lease.id, lease.attempt, access, deadline=lease.deadline, now=self._clock()
+            )
+        return views.lease(lease, self._config, position=position, runner_token=token)
+
+
+def token_end(lease: Lease, limits: Limits) -> datetime:
+    """When the lease's token ends: as late as the lease itself can, and the grace."""
+    life = limits.queue_timeout_s + limits.create_timeout_s + lease.budget_s + limits.grace_s
+    return lease.created_at + timedelta(seconds=life)

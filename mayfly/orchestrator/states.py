@@ -1,0 +1,136 @@
+"""What can happen to a lease: pure functions from lease to lease.
+
+Each returns the lease unchanged when it no longer applies (the lease has ended, the runner is
+another attempt's), so that late news is harmless and the first outcome wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from mayfly.model import Desired, Lease, Observed, Operation, Outcome, Runner
+
+QUEUED, CREATING, READY = "queued", "creating", "ready"
+DESTROYING, ENDED, LOST = "destroying", "ended", "lost"
+
+
+def word(lease: Lease) -> str:
+    """The lease's state in one word, for people; decisions never read it."""
+    if is_closed(lease):
+        return ENDED
+    if lease.desired is Desired.ENDED:
+        return DESTROYING
+    if lease.observed is Observed.LOST:
+        return LOST
+    if lease.observed is Observed.READY:
+        return READY
+    return CREATING if lease.operation is Operation.CREATING else QUEUED
+
+
+def is_running(lease: Lease) -> bool:
+    """Whether the build has no outcome yet."""
+    return lease.desired is Desired.RUNNING
+
+
+def is_ready(lease: Lease) -> bool:
+    """Whether the lease's holder may use its runner."""
+    return is_running(lease) and lease.observed is Observed.READY
+
+
+def is_queued(lease: Lease) -> bool:
+    """Whether the lease waits for room in the pool."""
+    return is_running(lease) and not holds_room(lease)
+
+
+def is_closed(lease: Lease) -> bool:
+    """Whether the lease has an outcome and nothing of its runner is left."""
+    return lease.desired is Desired.ENDED and not holds_room(lease)
+
+
+def holds_room(lease: Lease) -> bool:
+    """Whether the lease's size counts against the pool: there is, or may be, a runner."""
+    return lease.observed is not Observed.ABSENT or lease.operation is not Operation.NONE
+
+
+def admitted(lease: Lease, now: datetime) -> Lease:
+    """The pool has room: the runner is about to be made."""
+    if not is_queued(lease):
+        return lease
+    waited = (now - lease.created_at).total_seconds()
+    return replace(
+        lease, operation=Operation.CREATING, timings_s={**lease.timings_s, "queue": waited}
+    )
+
+
+def ready(lease: Lease, runner: Runner, now: datetime) -> Lease:
+    """The runner answers and the edge knows it: the time budget starts now."""
+    if not is_running(lease) or lease.runner != runner.name or lease.ready_at is not None:
+        return lease
+    asked = (now - lease.created_at).total_seconds()
+    took = asked - lease.timings_s.get("queue", 0.0)
+    return replace(
+        lease,
+        observed=Observed.READY,
+        operation=Operation.NONE,
+        ready_at=now,
+        deadline=now + timedelta(seconds=lease.budget_s),
+        ssh_host_key=runner.ssh_host_key,
+        timings_s={**runner.timings_s, **lease.timings_s, "ready": took},
+    )
+
+
+def lost(lease: Lease) -> Lease:
+    """The provider no longer has the runner."""
+    return replace(lease, observed=Observed.LOST) if is_ready(lease) else lease
+
+
+def alive(lease: Lease, now: datetime, grace_s: float) -> Lease:
+    """The client's heartbeat: it counts as lost `grace_s` from now."""
+    if not is_running(lease):
+        return lease
+    return replace(lease, expires_at=now + timedelta(seconds=grace_s))
+
+
+def ended(lease: Lease, outcome: Outcome, reason: str, now: datetime) -> Lease:
+    """The build's outcome is known; the runner is to go. The first outcome wins."""
+    if not is_running(lease):
+        return lease
+    return replace(lease, desired=Desired.ENDED, outcome=outcome, reason=reason, ended_at=now)
+
+
+def reported(
+    lease: Lease,
+    outcome: Outcome,
+    now: datetime,
+    *,
+    reason: str = "",
+    digest: str = "",
+    timings_s: Mapping[str, float] | None = None,
+    images: Sequence[str] = (),
+) -> Lease:
+    """The client's report; nothing of it is taken once the lease has ended."""
+    if not is_running(lease):
+        return lease
+    told = replace(
+        lease,
+        digest=digest,
+        images=tuple(images),
+        timings_s={**(timings_s or {}), **lease.timings_s},
+    )
+    return ended(told, outcome, reason, now)
+
+
+def destroying(lease: Lease) -> Lease:
+    """The runner is about to be unmade."""
+    if is_running(lease) or is_closed(lease):
+        return lease
+    return replace(lease, operation=Operation.DESTROYING)
+
+
+def closed(lease: Lease) -> Lease:
+    """The provider has nothing of the runner any more."""
+    if is_running(lease):
+        return lease
+    return replace(lease, observed=Observed.ABSENT, operation=Operation.NONE)

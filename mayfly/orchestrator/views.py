@@ -1,0 +1,150 @@
+"""Leases as the API shows them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from mayfly import __version__
+from mayfly.config import Config
+from mayfly.model import OUTCOME_EXIT, Lease, Size
+from mayfly.orchestrator import plan, states
+from mayfly.orchestrator.limits import Limits
+from mayfly.wire import (
+    AskedJson,
+    BuildJson,
+    GoldenJson,
+    LeaseJson,
+    PoolJson,
+    RunnerJson,
+    SizeJson,
+    StatusJson,
+)
+
+
+def relay_url(config: Config) -> str:
+    """Where the relay's WebSocket is, without the path that names the lease."""
+    return f"wss://{config.registry_host}"
+
+
+def asked(lease: Lease, token: str, config: Config) -> AskedJson:
+    return {
+        "id": lease.id,
+        "token": token,
+        "state": states.word(lease),
+        "relay_url": relay_url(config),
+        "expires_at": time(lease.expires_at),
+    }
+
+
+def lease(
+    lease: Lease, config: Config, *, position: int | None = None, runner_token: str = ""
+) -> LeaseJson:
+    """`runner_token` is empty for a caller who may not reach the runner."""
+    runner: RunnerJson | None = None
+    if states.is_ready(lease) and runner_token:
+        runner = {
+            "name": lease.runner,
+            "ssh_host_key": lease.ssh_host_key,
+            "token": runner_token,
+        }
+    return {
+        "id": lease.id,
+        "repo": lease.request.repo,
+        "state": states.word(lease),
+        "desired": lease.desired,
+        "observed": lease.observed,
+        "operation": lease.operation,
+        "attempt": lease.attempt,
+        "size": size(lease.size),
+        "queue_position": position,
+        "created_at": time(lease.created_at),
+        "expires_at": time(lease.expires_at),
+        "ready_at": _maybe(lease.ready_at),
+        "deadline": _maybe(lease.deadline),
+        "ended_at": _maybe(lease.ended_at),
+        "outcome": lease.outcome,
+        "exit_code": OUTCOME_EXIT[lease.outcome] if lease.outcome else None,
+        "reason": lease.reason,
+        "timings_s": dict(lease.timings_s),
+        "relay_url": relay_url(config),
+        "runner": runner,
+    }
+
+
+def build(lease: Lease, config: Config) -> BuildJson:
+    return {
+        "id": lease.id,
+        "repo": lease.request.repo,
+        "ref": lease.request.ref,
+        "event": lease.request.event,
+        "target": lease.request.target,
+        "state": states.word(lease),
+        "outcome": lease.outcome,
+        "exit_code": OUTCOME_EXIT[lease.outcome] if lease.outcome else None,
+        "reason": lease.reason,
+        "digest": lease.digest or None,
+        "images": list(lease.images),
+        "created_at": time(lease.created_at),
+        "ready_at": _maybe(lease.ready_at),
+        "ended_at": _maybe(lease.ended_at),
+        "timings_s": dict(lease.timings_s),
+        "attempts": [
+            {"size": lease.size.name, "outcome": lease.outcome, "peak_memory_bytes": None}
+        ],
+        "log_url": f"{config.url}/v1/builds/{lease.id}/log",
+    }
+
+
+def status(
+    config: Config,
+    limits: Limits,
+    leases: Sequence[Lease],
+    builds: Iterable[Lease],
+    facts: plan.Facts,
+    *,
+    accelerator: str,
+    golden: GoldenJson | None,
+) -> StatusJson:
+    memory, cpus = plan.used(leases, facts, limits)
+    line = plan.queue(leases)
+    fitting = limits.fitting
+    pool: PoolJson = {
+        "memory_bytes": limits.memory_bytes,
+        "memory_used_bytes": memory,
+        "cpus": limits.cpus,
+        "cpus_used": cpus,
+        "queued": len(line),
+        "limits": {
+            "default": fitting[0].name if fitting else "",
+            "sizes": [size(rung) for rung in fitting],
+            "refused": [rung.name for rung in limits.sizes if rung not in fitting],
+        },
+    }
+    return {
+        "version": __version__,
+        "accelerator": accelerator,
+        "registry": config.registry_host,
+        "golden": golden,
+        "pool": pool,
+        "leases": [lease(row, config, position=line.get(row.id)) for row in leases],
+        "builds": [build(row, config) for row in builds],
+    }
+
+
+def size(size: Size) -> SizeJson:
+    return {
+        "name": size.name,
+        "cpus": size.cpus,
+        "memory_bytes": size.memory_bytes,
+        "disk_bytes": size.disk_bytes,
+    }
+
+
+def time(at: datetime) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _maybe(at: datetime | None) -> str | None:
+    return time(at) if at else None

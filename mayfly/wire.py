@@ -1,0 +1,153 @@
+"""The JSON of the HTTP API, declared once for both of its ends.
+
+The orchestrator builds these (`orchestrator/views.py`), `client.py` returns them. Points in time
+are RFC 3339 UTC; durations are seconds and sizes bytes, with the unit in the name.
+"""
+
+from __future__ import annotations
+
+# pydantic reads these, and before Python 3.12 it knows only this TypedDict.
+from typing_extensions import TypedDict
+
+
+class SizeJson(TypedDict):
+    name: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+class AskedJson(TypedDict):
+    """The answer to `POST /v1/leases`. `token` opens this lease's routes and no others."""
+
+    id: str
+    token: str
+    state: str
+    relay_url: str
+    expires_at: str
+
+
+class RunnerJson(TypedDict):
+    """What the lease's holder needs to reach its runner; `token` is for the edge."""
+
+    name: str
+    ssh_host_key: str
+    token: str
+
+
+class LeaseJson(TypedDict):
+    """A lease. `state` is queued, creating, ready, destroying, ended or lost.
+
+    `queue_position` counts from 1 while queued, else it is null. `runner` is null unless the
+    lease is ready and the caller is its holder.
+    """
+
+    id: str
+    repo: str
+    state: str
+    desired: str
+    observed: str
+    operation: str
+    attempt: int
+    size: SizeJson
+    queue_position: int | None
+    created_at: str
+    expires_at: str
+    ready_at: str | None
+    deadline: str | None
+    ended_at: str | None
+    outcome: str | None
+    exit_code: int | None
+    reason: str
+    timings_s: dict[str, float]
+    relay_url: str
+    runner: RunnerJson | None
+
+
+class BeatJson(TypedDict):
+    expires_at: str
+    state: str
+
+
+class LoggedJson(TypedDict):
+    """How many bytes of the log are settled: the offset of the next append."""
+
+    size_bytes: int
+
+
+class VerdictJson(TypedDict):
+    """The answer to a report; `outcome` is the one that counts: the first that was set."""
+
+    verdict: str
+    attempt: int
+    outcome: str
+
+
+class AttemptJson(TypedDict):
+    size: str
+    outcome: str | None
+    peak_memory_bytes: int | None
+
+
+class BuildJson(TypedDict):
+    """A build, running or ended; its `outcome` and `exit_code` are null until it ended."""
+
+    id: str
+    repo: str
+    ref: str
+    event: str
+    target: str
+    state: str
+    outcome: str | None
+    exit_code: int | None
+    reason: str
+    digest: str | None
+    images: list[str]
+    created_at: str
+    ready_at: str | None
+    ended_at: str | None
+    timings_s: dict[str, float]
+    attempts: list[AttemptJson]
+    log_url: str
+
+
+class GoldenJson(TypedDict):
+    name: str
+    digest: str
+    age_s: float
+
+
+class LimitsJson(TypedDict):
+    """`sizes` fit this machine, smallest first; `refused` do not."""
+
+    default: str
+    sizes: list[SizeJson]
+    refused: list[str]
+
+
+class PoolJson(TypedDict):
+    memory_bytes: int
+    memory_used_bytes: int
+    cpus: int
+    cpus_used: int
+    queued: int
+    limits: LimitsJson
+
+
+class StatusJson(TypedDict):
+    version: str
+    accelerator: str
+    registry: str
+    golden: GoldenJson | None
+    pool: PoolJson
+    leases: list[LeaseJson]
+    builds: list[BuildJson]
+
+
+class TokenJson(TypedDict):
+    """Docker's token answer: `token` and `access_token` are the same."""
+
+    token: str
+    access_token: str
+    expires_in: int
+    issued_at: str
