@@ -1,0 +1,150 @@
+"""One request passed on to a program behind a unix socket, streaming both ways.
+
+Nothing is buffered and nothing decompressed: what one side writes the other reads, at the pace of
+the slower one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from aiohttp import (
+    ClientConnectionError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    web,
+)
+from aiohttp.connector import UnixConnector
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from mayfly.errors import InfrastructureError, Unreachable, UsageError
+
+CHUNK = 256 * 1024
+
+_HOP = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+"""Headers that belong to one connection (RFC 9110, 7.6.1)."""
+
+_OWN = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+"""Headers that only the edge may set."""
+
+_REQUEST = _HOP | _OWN | {"host", "expect", "content-length"}
+
+
+def end_to_end(
+    headers: CIMultiDictProxy[str], without: set[str] = _HOP, *, leave: tuple[str, ...] = ()
+) -> CIMultiDict[str]:
+    """The headers that travel on: not those of the connection, nor those it names. Pure."""
+    named = {
+        part.strip().lower()
+        for value in headers.getall("Connection", [])
+        for part in value.split(",")
+    }
+    drop = without | named | {name.lower() for name in leave}
+    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in drop)
+
+
+class Backend:
+    """An HTTP program at a unix socket; `name` is how people know it. Use within `async with`."""
+
+    def __init__(self, name: str, socket: Path) -> None:
+        self.name = name
+        self._socket = socket
+        self._session: ClientSession | None = None
+
+    async def open(self) -> None:
+        """Be ready to pass requests on; the program need not run yet."""
+        self._session = ClientSession(
+            connector=UnixConnector(str(self._socket), limit=0),
+            auto_decompress=False,
+            timeout=ClientTimeout(total=None, sock_connect=5),
+            read_bufsize=CHUNK,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def forward(
+        self,
+        request: web.Request,
+        target: str,
+        headers: Mapping[str, str],
+        *,
+        drop: tuple[str, ...],
+    ) -> web.StreamResponse:
+        """The program's answer, already sent on to whoever asked.
+
+        `target` is path and query, passed on byte for byte. `headers` are added; those in `drop`
+        are not passed on. Raises `Unreachable` when the program does not answer,
+        `InfrastructureError` when it breaks off before its first byte, and `ConnectionError` when
+        either side breaks off later: then the other one has been cut too.
+        """
+        if self._session is None:
+            raise Unreachable(f"{self.name} is not open")
+        if not target.startswith("/"):
+            raise UsageError("the request's target is not a path")
+        sent = end_to_end(request.headers, _REQUEST, leave=drop)
+        sent.update(headers)
+        if request.content_length is not None:
+            sent["Content-Length"] = str(request.content_length)
+        try:
+            answer = await self._session.request(
+                request.method,
+                URL(f"http://localhost{target}", encoded=True),
+                headers=sent,
+                data=request.content if request.body_exists else None,
+                allow_redirects=False,
+            )
+        except ClientConnectionError as error:
+            raise Unreachable(f"{self.name} does not answer: {error}") from None
+        except (ClientError, TimeoutError) as error:
+            raise InfrastructureError(f"{self.name} failed: {error}") from None
+        async with answer:
+            return await _answer(request, answer)
+
+    async def __aenter__(self) -> Backend:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def _answer(request: web.Request, answer: ClientResponse) -> web.StreamResponse:
+    headers = end_to_end(answer.headers)
+    if "Location" in headers:
+        headers["Location"] = relative(headers["Location"])
+    ours = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    await ours.prepare(request)
+    try:
+        async for chunk in answer.content.iter_any():
+            await ours.write(chunk)
+    except ClientError as error:
+        # Half an answer must not look like a whole one.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(f"the answer broke off: {error}") from None
+    await ours.write_eof()
+    return ours
+
+
+def relative(location: str) -> str:
+    """A `Location` of a program behind the edge as path and query, good at every name of ours."""
+    url = URL(location, encoded=True)
+    return str(url.relative()) if url.absolute else location
