@@ -1,0 +1,232 @@
+"""`mayfly up` and `mayfly down`, from the first check to the last file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mayfly.config import Config
+from mayfly.errors import InfrastructureError, MayflyError, from_code
+from mayfly.host.runners import teardown
+from mayfly.registry import distribution
+from mayfly.stack import (
+    hosts,
+    preflight,
+    record,
+    seaweed,
+    secrets,
+    services,
+    settings,
+    supervise,
+    users,
+)
+from mayfly.stack.files import PUBLIC, place
+from mayfly.stack.process import Process, identify
+from mayfly.stack.services import Service
+from mayfly.stack.supervise import Progress, Supervisor
+from mayfly.tools import tools_dir
+
+Prepare = Callable[[Config, Progress], Awaitable[None]]
+"""Something long that is made once every program serves; raises `MayflyError` to end it all."""
+
+STOP_S = 90
+"""How long a supervisor may take to stop everything."""
+
+UPKEEP_S = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One program: `restarts` is how often it died on its own since it was first started."""
+
+    name: str
+    pid: int
+    alive: bool
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A running stack. `ready`: every program has served and preparations are over."""
+
+    pid: int
+    since: datetime
+    ready: bool
+    services: tuple[ServiceStatus, ...]
+
+
+def running(config: Config) -> Status | None:
+    """The stack that runs on this state, or None."""
+    try:
+        found = record.load(config.run)
+    except OSError:
+        return None
+    if found is None or not found.alive:
+        return None
+    programs = tuple(
+        ServiceStatus(
+            name, kept.process.pid, identify(kept.process.pid) == kept.process, kept.restarts
+        )
+        for name, kept in found.services.items()
+        if name != "bucket"
+    )
+    return Status(found.supervisor.pid, datetime.fromisoformat(found.since), found.ready, programs)
+
+
+async def nothing(config: Config, progress: Progress) -> None:
+    """No preparations."""
+
+
+def up(
+    config: Config, detach: bool, progress: Progress, *, prepare: Prepare = nothing
+) -> Status | None:
+    """Start everything, and say so line by line.
+
+    With `detach` it returns the status once all is ready, and a supervisor stays. Without, it
+    supervises until Ctrl-C or SIGTERM, stops everything, and returns None.
+
+    `prepare` is awaited when every program serves. It does not travel to a detached supervisor,
+    which uses the one that `mayfly/stack/__main__.py` names.
+
+    Raises `Conflict` (already running; not a state of this version), `MachineUnfit` with a line for
+    each fault, and `ConfigError` or `InfrastructureError` when a program does not come up. Nothing
+    is left running then.
+    """
+    preflight.check(config)
+    if not detach:
+        asyncio.run(supervised(config, progress, prepare, lambda: None))
+        return None
+    _detached(config, progress)
+    return running(config)
+
+
+async def supervised(
+    config: Config, progress: Progress, prepare: Prepare, ready: Callable[[], None]
+) -> None:
+    """Be the supervisor, until SIGTERM, SIGINT or SIGHUP. `ready` is called once all is."""
+    loop = asyncio.get_running_loop()
+    me = asyncio.current_task()
+    if me is None:
+        raise InfrastructureError("not in a task")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, me.cancel)
+    users.make_folders(config.state)
+    with record.lock(config.run), contextlib.suppress(asyncio.CancelledError):
+        table = make_state(config, datetime.now(UTC))
+        hosts.add(config)
+        supervisor = Supervisor(
+            table, config.run, config.state / "log", progress, datetime.now(UTC)
+        )
+        try:
+            await supervisor.start()
+            await prepare(config, progress)
+            supervisor.ready()
+            progress(f"ready: {config.url}")
+            ready()
+            while True:
+                await asyncio.sleep(UPKEEP_S)
+                secrets.ensure(config, datetime.now(UTC))
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.add_signal_handler(number, lambda: progress("stopping already"))
+            await supervisor.stop()
+            await teardown(config)
+            hosts.remove(config)
+
+
+def make_state(config: Config, now: datetime) -> tuple[Service, ...]:
+    """Make everything below the state that is missing; the programs that use it, in order."""
+    users.make_folders(config.state)
+    place(config.state / "version", f"{preflight.VERSION}\n".encode(), mode=PUBLIC)
+    secrets.ensure(config, now)
+    s3 = config.s3 if config.s3.endpoint else seaweed.prepare(config, now)
+    http_secret = (config.state / "registry" / "http.secret").read_text()
+    registry = distribution.text(distribution.settings(config, s3, http_secret))
+    place(config.state / "registry" / "config.yml", registry.encode(), owner=users.REGISTRY)
+    written = settings.write(config)
+    return services.table(config, s3, tools_dir(config.cache) / "registry", written)
+
+
+def _detached(config: Config, progress: Progress) -> None:
+    """Start `python -m mayfly.stack` in a session of its own; return when it says it is ready."""
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-m", "mayfly.stack"],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    if child.stdin is None or child.stdout is None:
+        raise InfrastructureError("no pipe to the supervisor")
+    try:
+        with child.stdin:
+            child.stdin.write(config.model_dump_json())
+        with child.stdout:
+            for line in child.stdout:
+                message = json.loads(line)
+                if "progress" in message:
+                    progress(message["progress"])
+                elif "error" in message:
+                    child.wait()
+                    raise from_code(**message["error"])
+                else:
+                    return
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    raise InfrastructureError(
+        f"the supervisor ended unexpectedly (exit {child.wait()})",
+        hint=f"see {config.state / 'log' / 'supervisor.log'}",
+    )
+
+
+def down(config: Config, purge: bool, progress: Progress) -> None:
+    """Stop everything of this state, VMs included; with `purge` remove the state as well.
+
+    Idempotent: what is not there is not missed. The hosts line goes, and the network is as it was.
+    Raises `Conflict` when the folder is not a Mayfly state (nothing is removed then), and
+    `InfrastructureError` when something does not end.
+    """
+    preflight.check_state(config.state)
+    if not config.state.is_dir():
+        hosts.remove(config)
+        return
+    asyncio.run(_down(config, progress))
+    if purge:
+        progress(f"removing {config.state}")
+        try:
+            shutil.rmtree(config.state)
+        except OSError as error:
+            raise InfrastructureError(
+                f"{error.filename} cannot be removed: {error.strerror}"
+            ) from None
+
+
+async def _down(config: Config, progress: Progress) -> None:
+    found = record.load(config.run)
+    if found is not None:
+        supervisor = Process.find(found.supervisor)
+        if supervisor is not None:
+            progress(f"stopping the supervisor (process {found.supervisor.pid})")
+            await supervisor.stop(STOP_S)
+        left = record.load(config.run)
+        for name in await supervise.end_all(dict(left.services) if left else {}):
+            progress(f"{name}: was left running; ended")
+        record.path(config.run).unlink(missing_ok=True)
+    await teardown(config)
+    hosts.remove(config)
+
+
+def fail(error: MayflyError) -> dict[str, str]:
+    """An error as the supervisor reports it to the command that started it."""
+    return {"code": error.code, "message": error.message, "hint": error.hint}

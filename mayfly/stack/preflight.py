@@ -1,0 +1,104 @@
+"""What must hold before anything is started. Every fault is found, none is stumbled over later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mayfly.config import Config
+from mayfly.errors import Conflict, MachineUnfit, MayflyError
+from mayfly.stack import record, seaweed, supervise, users
+from mayfly.stack.files import read
+from mayfly.stack.process import identify
+from mayfly.stack.record import Record
+from mayfly.tools import tools_dir
+
+VERSION = "1"
+"""Of the state's layout; in `<state>/version`."""
+
+LONGEST_STATE = 107 - len("/run/api/orchestrator.sock")
+"""Unix sockets' addresses have no more room (unix(7))."""
+
+KNOWN = {folder.path.partition("/")[0] for folder in users.FOLDERS} | {
+    "admin.token",
+    "base",
+    "cache",
+    "golden",
+    "kvm-probe.json",
+    "templates",
+    "version",
+    "vms",
+}
+"""What others of Mayfly may have put into the state before the first `up`."""
+
+
+def check(config: Config) -> None:
+    """Return when `mayfly up` may go on.
+
+    Raises `Conflict` (already running; a folder that is not a Mayfly state, or one of another
+    version), else `MachineUnfit` with one line for each thing that this machine lacks.
+    """
+    left = record.load(config.run) if config.state.is_dir() else None
+    if left is not None and left.alive:
+        raise record.already_running(left)
+    check_state(config.state)
+    faults = [str(fault) for fault in _faults(config, left)]
+    if faults:
+        raise MachineUnfit("\n".join(faults))
+
+
+def check_state(state: Path) -> None:
+    """Return when `state` is Mayfly's, of this version, or not there; raises `Conflict`."""
+    try:
+        version = read(state / "version")
+        entries = {entry.name for entry in state.iterdir()} if state.is_dir() else set()
+    except OSError as error:
+        raise Conflict(f"{state} cannot be read: {error.strerror}") from None
+    if version is not None and version.decode(errors="replace").strip() != VERSION:
+        raise Conflict(
+            f"{state} is the state of another version of Mayfly "
+            f"({version.decode(errors='replace').strip()[:20]}, this one has {VERSION})",
+            hint="set MAYFLY_STATE to another folder, or remove it with the version that made it",
+        )
+    if version is None and entries - KNOWN:
+        raise Conflict(
+            f"{state} holds something else ({min(entries - KNOWN)})",
+            hint="set MAYFLY_STATE to a folder of Mayfly's own",
+        )
+
+
+def _faults(config: Config, left: Record | None) -> Iterator[MayflyError]:
+    kept = left.services if left else {}
+    running = {name for name, each in kept.items() if identify(each.process.pid) == each.process}
+    if os.geteuid() != 0:
+        yield MachineUnfit("VMs and their networks need root", hint="run `mayfly up` as root")
+    if len(os.fsencode(config.state)) > LONGEST_STATE:
+        yield MachineUnfit(
+            f"the state's path is longer than {LONGEST_STATE} bytes: {config.state}",
+            hint="set MAYFLY_STATE to a shorter one",
+        )
+    folder = next(p for p in (config.state, *config.state.absolute().parents) if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield MachineUnfit(f"{folder} is not a folder to write in", hint="set MAYFLY_STATE")
+    try:
+        tools_dir(config.cache)
+    except MayflyError as error:
+        yield error
+    if not config.s3.endpoint:
+        try:
+            seaweed.binary()
+        except MayflyError as error:
+            yield error
+        if "s3" not in running and (seaweed.folder(config) / "ports.json").exists():
+            taken = seaweed.taken(seaweed.ports(seaweed.folder(config)).values())
+            if taken:
+                yield MachineUnfit(
+                    f"port {taken[0]} of the embedded S3 service is used by another program",
+                    hint=f"end it, or remove {seaweed.folder(config) / 'ports.json'}",
+                )
+    if "edge" not in running:
+        try:
+            supervise.listen(config.server.listen).close()
+        except MayflyError as error:
+            yield error

@@ -1,0 +1,78 @@
+"""Keys, certificates and tokens of one state: what is missing is made, what is there is kept.
+
+Each secret is readable by the one user that needs it. Everything that can be derived (public
+halves, the admin token's hash) is derived again each time, so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import secrets
+from datetime import datetime
+from pathlib import Path
+
+from mayfly.config import Config
+from mayfly.registry import tokens
+from mayfly.stack import certificates, users
+from mayfly.stack.files import PUBLIC, place, read
+
+
+def ensure(config: Config, now: datetime) -> None:
+    """Make what is missing below `config.state`; the folders of `users.FOLDERS` are there.
+
+    The edge's certificate is made anew when the names it must hold have changed, when it soon
+    ends, or when it is not this CA's; the CA only when it is missing or damaged. Raises `OSError`.
+    """
+    keys, ca = config.state / "keys", config.state / "ca"
+    token = kept(
+        config.state / "admin.token", f"mayfly_admin_{secrets.token_urlsafe(32)}\n".encode()
+    )
+    digest = hashlib.sha256(token.strip()).hexdigest().encode() + b"\n"
+    place(keys / "admin.sha256", digest, owner=users.ORCHESTRATOR)
+    kept(config.state / "registry" / "http.secret", secrets.token_hex(32).encode(), users.REGISTRY)
+
+    lease = key(keys / "lease.key", users.ORCHESTRATOR)
+    place(keys / "lease.pub", tokens.public(lease), mode=PUBLIC)
+    gateway = key(keys / "gateway.key", users.EDGE)
+    place(keys / "gateway.jwks", tokens.jwks(tokens.public(gateway)).encode(), mode=PUBLIC)
+
+    ca_key = certificates.load_key(key(ca / "ca.key"))
+    ca_crt = certificates.load(read(ca / "ca.crt"))
+    if ca_crt is None or ca_crt.public_key() != ca_key.public_key():
+        ca_crt = certificates.authority(ca_key, now)
+    place(ca / "ca.crt", certificates.dump(ca_crt), mode=PUBLIC)
+    # Alone in a folder: skopeo's --cert-dir refuses one that has a key beside it.
+    place(config.state / "trust" / "ca.crt", certificates.dump(ca_crt), mode=PUBLIC)
+    edge_key = certificates.load_key(key(ca / "edge.key", users.EDGE))
+    edge_crt = certificates.load(read(ca / "edge.crt"))
+    if edge_crt is None or not certificates.serves(edge_crt, edge_key, names(config), ca_crt, now):
+        edge_crt = certificates.server(edge_key, names(config), ca_crt, ca_key, now)
+    place(ca / "edge.crt", certificates.dump(edge_crt), mode=PUBLIC)
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """Host names and addresses that the edge's certificate must hold, in order, each once."""
+    address = config.server.listen.rpartition(":")[0].strip("[]")
+    listen = () if ipaddress.ip_address(address).is_unspecified else (address,)
+    return tuple(dict.fromkeys((config.server.name, "localhost", "127.0.0.1", *listen)))
+
+
+def kept(path: Path, fresh: bytes, owner: int = users.ROOT) -> bytes:
+    """The file's content, its owner and mode (0600) set right; `fresh` when it had none."""
+    content = read(path) or fresh
+    place(path, content, owner=owner)
+    return content
+
+
+def key(path: Path, owner: int = users.ROOT) -> bytes:
+    """A P-256 private key (PEM), kept; made anew when the file holds none."""
+    pem = read(path)
+    try:
+        if pem is not None:
+            tokens.public(pem)
+    except ValueError:
+        pem = None
+    pem = pem or tokens.generate()
+    place(path, pem, owner=owner)
+    return pem

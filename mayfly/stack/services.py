@@ -1,0 +1,176 @@
+"""The table of programs that `mayfly up` runs, in order. Pure: configuration in, table out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mayfly
+from mayfly.config import S3, Config
+from mayfly.registry import distribution
+from mayfly.stack import seaweed, users
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How to see that a program serves.
+
+    `address` is a unix socket's path, or `HOST:PORT`. Without `path` it is enough that something
+    accepts the connection; with it, HTTP GET of `path` must be answered with one of `statuses`.
+    `authority` is a CA's file: speak TLS, and want a certificate for `name`.
+    """
+
+    address: Path | str
+    path: str = ""
+    statuses: frozenset[int] = frozenset()
+    authority: Path | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One program.
+
+    `once`: it runs to its end (exit 0) before the next is started, and is not kept running.
+    `listen`: `ADDRESS:PORT` of a TCP socket that is opened for it and stays open while it restarts;
+    it finds the descriptor's number in `MAYFLY_EDGE_FD`.
+    `needs`: paths that it uses, besides the system's. Programs of root see everything.
+    `version`: changes when a running one of an earlier start must not be kept.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    uid: int
+    cwd: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[Path, ...] = ()
+    ready: Probe | None = None
+    once: bool = False
+    listen: str = ""
+    version: str = ""
+    stop_s: float = 10
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The whole command line, with the step that gives up privileges."""
+        if self.uid == users.ROOT:
+            return self.argv
+        needs = (part for path in self.needs for part in ("--need", str(path)))
+        launch = (sys.executable, "-I", "-m", "mayfly.stack.launch")
+        return (*launch, "--uid", str(self.uid), *needs, "--", *self.argv)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two services that are run in the same way."""
+        what = [self.command, sorted(self.env.items()), self.listen, self.version]
+        return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
+
+
+def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Service, ...]:
+    """Every program, in the order of starting; they are stopped in the reverse order.
+
+    `s3` is complete (`seaweed.prepare`, or the configured one), `registry` is distribution's
+    program, `settings` the file with the configuration for all of them.
+    """
+    python = (sys.executable, "-I", "-m")
+    code = (Path(sys.prefix), Path(mayfly.__file__).parent, config.state)
+    version = f"{mayfly.__version__} {_digest(settings)}"
+    base = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    base |= {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "MAYFLY_CACHE": str(config.cache)}
+    base |= {"MAYFLY_CONFIG": str(settings), "MAYFLY_STATE": str(config.state)}
+    run = config.run
+
+    services: list[Service] = []
+    if not config.s3.endpoint:
+        place = seaweed.folder(config)
+        services.append(
+            Service(
+                name="s3",
+                argv=seaweed.argv(seaweed.binary(), place, seaweed.ports(place)),
+                uid=users.S3,
+                cwd=place,
+                env=base | {"HOME": str(place)},
+                needs=(config.state, seaweed.binary()),
+                ready=Probe(s3.endpoint.removeprefix("http://"), "/", frozenset({200, 403})),
+            )
+        )
+    services += [
+        Service(
+            name="bucket",
+            argv=(*python, "mayfly.registry.bucket"),
+            uid=users.REGISTRY,
+            cwd=config.state / "registry",
+            env=base
+            | {
+                "MAYFLY_S3__ENDPOINT": json.dumps(s3.endpoint),
+                "MAYFLY_S3__ACCESS_KEY": json.dumps(s3.access_key),
+                "MAYFLY_S3__SECRET_KEY": json.dumps(s3.secret_key),
+            },
+            needs=code,
+            once=True,
+        ),
+        Service(
+            name="registry",
+            argv=(str(registry), "serve", str(config.state / "registry" / "config.yml")),
+            uid=users.REGISTRY,
+            cwd=config.state / "registry",
+            # Of the machine's own variables none: AWS_CA_BUNDLE would end distribution at once.
+            env={"PATH": base["PATH"], "HOME": "/nonexistent", "OTEL_TRACES_EXPORTER": "none"},
+            needs=(config.state, registry),
+            ready=Probe(distribution.socket(config), "/v2/", frozenset({401})),
+            version=f"{version} {_digest(config.state / 'registry' / 'config.yml')}",
+        ),
+        Service(
+            name="host",
+            argv=(*python, "mayfly.host"),
+            uid=users.ROOT,
+            cwd=config.state,
+            env=base,
+            ready=Probe(run / "dial.sock"),
+            version=version,
+            stop_s=30,
+        ),
+        Service(
+            name="edge",
+            argv=(*python, "mayfly.edge"),
+            uid=users.EDGE,
+            cwd=config.state,
+            env=base,
+            needs=code,
+            ready=Probe(
+                reachable(config.server.listen),
+                "/v2/",
+                frozenset({401}),
+                config.state / "ca" / "ca.crt",
+                config.server.name,
+            ),
+            listen=config.server.listen,
+            version=version,
+        ),
+        Service(
+            name="orchestrator",
+            argv=(*python, "mayfly.orchestrator"),
+            uid=users.ORCHESTRATOR,
+            cwd=config.state / "orchestrator",
+            env=base,
+            needs=code,
+            ready=Probe(run / "api" / "orchestrator.sock", "/healthz", frozenset({200})),
+            version=version,
+        ),
+    ]
+    return tuple(services)
+
+
+def reachable(listen: str) -> str:
+    """An address at which this machine itself reaches what listens at `listen`."""
+    host, _, port = listen.rpartition(":")
+    own = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - read, not bound
+    return f"{own.get(host, host)}:{port}"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""Whom each program runs as, and whose each folder of the state is.
+
+Numbers without a passwd entry: nothing to create, nothing left behind. Every program's group has
+the number of its user and it is in no other; where two programs meet at a socket, the folder
+around it belongs to the one that listens and to the group of the one that connects, with the
+set-group-id bit, so that the socket gets that group too.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = 0
+ORCHESTRATOR = 60901
+EDGE = 60902
+REGISTRY = 60903
+S3 = 60904
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of the state, by its path below it."""
+
+    path: str
+    owner: int
+    group: int
+    mode: int
+
+
+FOLDERS = (
+    Folder("", ROOT, ROOT, 0o711),
+    Folder("ca", ROOT, ROOT, 0o755),
+    Folder("keys", ROOT, ROOT, 0o755),
+    Folder("log", ROOT, ROOT, 0o700),
+    Folder("orchestrator", ORCHESTRATOR, ORCHESTRATOR, 0o700),
+    Folder("registry", REGISTRY, REGISTRY, 0o700),
+    Folder("s3", S3, S3, 0o700),
+    Folder("trust", ROOT, ROOT, 0o755),
+    Folder("run", ROOT, ROOT, 0o711),
+    Folder("run/api", ORCHESTRATOR, EDGE, 0o2750),
+    Folder("run/edge", EDGE, ORCHESTRATOR, 0o2750),
+    Folder("run/registry", REGISTRY, EDGE, 0o2750),
+)
+"""Parents first."""
+
+
+def make_folders(state: Path) -> None:
+    """Make every folder of the table below `state`, or set its owner and mode right. Idempotent.
+
+    Parents of `state` are made when missing. Raises `OSError`.
+    """
+    state.parent.mkdir(parents=True, exist_ok=True)
+    for folder in FOLDERS:
+        path = state / folder.path
+        path.mkdir(exist_ok=True)
+        os.chown(path, folder.owner, folder.group, follow_symlinks=False)
+        path.chmod(folder.mode)
