@@ -1,0 +1,160 @@
+"""How buildx is called: argument lists, environment and configuration. Pure but for `Folder`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mayfly.build.args import BuildArgs, host_of
+
+BUILDER = "mayfly"
+TRUST = "trusted"  # the cache's zone; proven per lease by a later issue
+DOCKER_HUB = "https://index.docker.io/v1/"
+# Of the caller's environment, what would point buildx at another builder, daemon or login.
+_FOREIGN = frozenset({"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_CONTEXT"})
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A build's own directory (0700): BuildKit's socket and buildx's and Docker's configuration.
+
+    It holds tokens, so it must not outlive the build.
+    """
+
+    root: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "buildkitd.sock"
+
+    @property
+    def metadata(self) -> Path:
+        return self.root / "metadata.json"
+
+    @property
+    def buildx_config(self) -> Path:
+        return self.root / "buildx"
+
+    @property
+    def docker_config(self) -> Path:
+        return self.root / "docker"
+
+    def remove(self) -> None:
+        """Remove it with all that is in it; silently when it is gone."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def write_logins(self, config: Mapping[str, Any]) -> None:
+        """Make `config` what BuildKit's session answers from when it asks for credentials."""
+        file = self.docker_config / "config.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(config))
+
+
+@contextmanager
+def folder() -> Iterator[Folder]:
+    """A fresh `Folder`; removed with all that is in it on the way out, whatever happened."""
+    made = Folder(Path(tempfile.mkdtemp(prefix="mayfly-")))
+    try:
+        made.docker_config.mkdir()
+        made.buildx_config.mkdir()
+        yield made
+    finally:
+        made.remove()
+
+
+def create_argv(program: Path, there: Folder) -> tuple[str, ...]:
+    """`buildx create`: names the forwarded socket as a builder; it need not be there yet."""
+    return (
+        str(program),
+        "create",
+        "--name",
+        BUILDER,
+        "--driver",
+        "remote",
+        f"unix://{there.socket}",
+    )
+
+
+def build_argv(
+    program: Path, args: BuildArgs, there: Folder, *, registry_host: str, repo: str
+) -> tuple[str, ...]:
+    """`buildx build`: ours first, so that the user's, untouched, have the last word."""
+    ours: list[str] = []
+    if not args.metadata_file:
+        ours += ["--metadata-file", str(there.metadata)]
+    if args.builds:
+        ours += cache_options(registry_host, repo, args.cache_key or key_of(args.target))
+    if not args.kept:
+        ours += ["--output", "type=cacheonly"]
+    return (str(program), "build", *ours, *args.buildx)
+
+
+def history_argv(program: Path) -> tuple[str, ...]:
+    """`buildx history logs`: the plain log of the newest build, after it ended."""
+    return (str(program), "history", "logs", "--progress", "plain", "^0")
+
+
+def cache_options(registry_host: str, repo: str, key: str) -> list[str]:
+    """Import and export of the layer cache. A failing export does not fail the build."""
+    ref = f"type=registry,ref={registry_host}/cache/{TRUST}/{repo}/{key}"
+    return [
+        "--cache-from",
+        ref,
+        "--cache-to",
+        f"{ref},mode=max,compression=zstd,ignore-error=true",
+    ]
+
+
+def key_of(target: str) -> str:
+    """The cache key of a Dockerfile target: its name as far as a reference allows it."""
+    return re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-") or "default"
+
+
+def environment(environ: Mapping[str, str], args: BuildArgs, there: Folder) -> dict[str, str]:
+    """The caller's environment, with this build's configuration in place of the user's."""
+    kept = {name: value for name, value in environ.items() if name not in _FOREIGN}
+    ours = {
+        "BUILDX_BUILDER": BUILDER,
+        "BUILDX_CONFIG": str(there.buildx_config),
+        "DOCKER_CONFIG": str(there.docker_config),
+    }
+    if not args.metadata_file:
+        ours["BUILDX_METADATA_PROVENANCE"] = "disabled"
+    return kept | ours
+
+
+def logins(
+    tokens: Mapping[str, str], references: Iterable[str], user: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Docker's config.json for one build: bearer `tokens` by host, and the user's logins for the
+    hosts that `references` name. A runner can ask for what is in here and for nothing else.
+
+    A credential store of the user's becomes a helper for just those hosts.
+    """
+    auths: dict[str, Any] = {host: {"registrytoken": token} for host, token in tokens.items()}
+    helpers: dict[str, str] = {}
+    theirs, their_helpers = user.get("auths", {}), user.get("credHelpers", {})
+    for host in sorted({host_of(reference) for reference in references} - tokens.keys()):
+        key = DOCKER_HUB if host == "docker.io" else host
+        if helper := their_helpers.get(key) or user.get("credsStore"):
+            helpers[key] = helper
+        elif theirs.get(key):
+            auths[key] = theirs[key]
+    return {"auths": auths, "credHelpers": helpers} if helpers else {"auths": auths}
+
+
+def users_logins(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The user's own Docker config.json; empty when there is none or it cannot be read."""
+    home = environ.get("DOCKER_CONFIG") or str(Path(environ.get("HOME", "/")) / ".docker")
+    try:
+        found = json.loads((Path(home) / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,164 @@
+"""A lease and its keeping: asked for, kept alive by heartbeats, waited for, always given back."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol, TypeVar
+
+from mayfly.build.stop import Stop
+from mayfly.errors import (
+    Cancelled,
+    Denied,
+    InfrastructureError,
+    MayflyError,
+    Terminated,
+    UsageError,
+    from_code,
+)
+from mayfly.model import OUTCOME_EXIT, LeaseRequest, Outcome
+from mayfly.wire import AskedJson, BeatJson, LeaseJson, VerdictJson
+
+PATIENCE_S = 30.0  # how long the orchestrator may be away before a build gives up on it
+ENDING_S = 8.0  # how long we try to tell it that we stop
+POLL_S = 20.0
+OVER = frozenset({"destroying", "ended", "lost"})
+_T = TypeVar("_T")
+
+Show = Callable[[str], None]
+"""Takes one line that the person who builds should see."""
+
+
+class Api(Protocol):
+    """What a build asks of the orchestrator; `mayfly.client.Client` is one.
+
+    Every method raises `Unreachable` when nobody answers, else the error that the answer names.
+    """
+
+    @property
+    def tls(self) -> ssl.SSLContext | None: ...
+    def holding(self, token: str) -> Api: ...
+    async def ask(self, request: LeaseRequest, idempotency_key: str) -> AskedJson: ...
+    async def lease(self, lease: str, *, wait_s: float = 0, since: str = "") -> LeaseJson: ...
+    def events(self, lease: str) -> AsyncIterator[str]: ...
+    async def heartbeat(self, lease: str) -> BeatJson: ...
+    async def append_log(self, lease: str, offset: int, data: bytes) -> int: ...
+    async def report(
+        self,
+        lease: str,
+        *,
+        outcome: Outcome,
+        digest: str,
+        timings_s: Mapping[str, float],
+        images: Sequence[str],
+    ) -> VerdictJson: ...
+    async def end(self, lease: str, outcome: Outcome) -> None: ...
+
+
+@asynccontextmanager
+async def held(
+    api: Api, request: LeaseRequest, *, every_s: float, stop: Stop
+) -> AsyncIterator[tuple[str, Api]]:
+    """A lease for `request`, and the API as its holder sees it; heartbeats go on `every_s`.
+
+    Leaving by an exception ends the lease with the outcome that the exception (or the reason of
+    `stop`) stands for. When the orchestrator ends the lease, `stop` is called with how. Raises
+    what `api.ask` raises.
+    """
+    asking = asyncio.create_task(api.ask(request, secrets.token_hex(16)))
+    try:
+        asked = await asyncio.shield(asking)
+    except asyncio.CancelledError as error:
+        with suppress(MayflyError, TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await _give_back(api, (await asking)["id"], stop.reason or error)
+        raise
+    lease, holder = asked["id"], api.holding(asked["token"])
+    beats = asyncio.create_task(_heartbeats(lease, holder, every_s, stop))
+    try:
+        yield lease, holder
+    except BaseException as error:
+        with suppress(MayflyError, TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await _give_back(holder, lease, stop.reason or error)
+        raise
+    finally:
+        beats.cancel()
+        await asyncio.gather(beats, return_exceptions=True)
+
+
+async def ready(api: Api, lease: str, show: Show) -> LeaseJson:
+    """Wait, telling `show` what goes on, until the lease has a runner; its `runner` is set then.
+
+    The orchestrator bounds the wait. Raises how the lease ended when it ended instead.
+    """
+    telling = asyncio.create_task(_tell(api, lease, show))
+    try:
+        state = ""
+        while True:
+            view = await patiently(lambda: api.lease(lease, wait_s=POLL_S, since=state))  # noqa: B023
+            state = view["state"]
+            if state == "ready" and view["runner"]:
+                return view
+            if state in OVER:
+                raise _ending(view)
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+
+
+async def patiently(call: Callable[[], Awaitable[_T]]) -> _T:
+    """`call`, again while the orchestrator is away (it may be restarting), for at most 30 s."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except InfrastructureError:
+            if time.monotonic() > give_up_at:
+                raise
+            await asyncio.sleep(0.5)
+
+
+async def _give_back(api: Api, lease: str, error: BaseException) -> None:
+    """End the lease, saying why; nothing happens to one that has ended."""
+    if isinstance(error, Cancelled | Terminated):
+        await api.end(lease, Outcome(error.code))
+    else:
+        outcome = Outcome.INTERNAL
+        if isinstance(error, InfrastructureError | UsageError | Denied):
+            outcome = Outcome(error.code)
+        await api.report(lease, outcome=outcome, digest="", timings_s={}, images=())
+
+
+async def _heartbeats(lease: str, api: Api, every_s: float, stop: Stop) -> None:
+    """Until cancelled. A missed one is no harm (the lease outlives several); an ended lease is."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            beat = await api.heartbeat(lease)
+            if beat["state"] in OVER:
+                stop(_ending(await api.lease(lease)))
+        except InfrastructureError:
+            continue
+        except MayflyError as error:
+            stop(error)
+
+
+async def _tell(api: Api, lease: str, show: Show) -> None:
+    """Show what the orchestrator says while we wait; without it, waiting is only silent."""
+    with suppress(MayflyError):
+        async for line in api.events(lease):
+            show(line)
+
+
+def _ending(view: LeaseJson) -> MayflyError:
+    """A lease that ended while it was held, as the error that says so."""
+    outcome = Outcome(view["outcome"] or Outcome.RUNNER_LOST)
+    message = f"build {view['id']} ended as {outcome}: {view['reason'] or 'no reason was given'}"
+    if OUTCOME_EXIT[outcome] is None:
+        return InfrastructureError(message, hint="build again")
+    return from_code(outcome, message)

@@ -1,0 +1,113 @@
+"""How a build ended: judged by structure, kept as data, merged into the user's metadata file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mayfly.build.progress import Ran
+from mayfly.errors import InfrastructureError, MayflyError, NotPublished, UsageError
+from mayfly.model import OUTCOME_EXIT, Outcome
+from mayfly.wire import LeaseJson
+
+DIGEST = "containerimage.digest"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one runner did for the build. `error` says what BuildKit has not said already."""
+
+    size: str
+    outcome: Outcome
+    digest: str = ""
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    error: MayflyError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a build ended. `attempts` has at least one entry; the last one counts."""
+
+    build: str
+    outcome: Outcome
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def last(self) -> Attempt:
+        return self.attempts[-1]
+
+    @property
+    def exit_status(self) -> int:
+        """What the process ends with; a lost runner or client counts as infrastructure."""
+        status = OUTCOME_EXIT[self.outcome]
+        return InfrastructureError.exit_status if status is None else status
+
+
+def attempt(view: LeaseJson, ran: Ran, metadata: Path, *, alive: bool, connect_s: float) -> Attempt:
+    """What a buildx that ended amounts to. Times are those of the lease (`queue`, `ready`), of
+    SSH and forwarding (`connect`), and of buildx: `push` is what BuildKit's log says of pushing
+    the image's layers and manifests, `build` all the rest, context and cache included.
+    """
+    outcome, error = judge(ran, alive=alive)
+    push_s = min(ran.timeline.push_s, ran.seconds)
+    times = {
+        "queue": view["timings_s"].get("queue", 0.0),
+        "ready": view["timings_s"].get("ready", 0.0),
+        "connect": connect_s,
+        "build": ran.seconds - push_s,
+        "push": push_s,
+    }
+    return Attempt(
+        size=view["size"]["name"],
+        outcome=outcome,
+        digest=str(read_metadata(metadata).get(DIGEST, "")) if ran.status == 0 else "",
+        timings_s={name: round(seconds, 3) for name, seconds in times.items()},
+        error=error,
+    )
+
+
+def judge(ran: Ran, *, alive: bool) -> tuple[Outcome, MayflyError | None]:
+    """The outcome of a buildx that ended, and what BuildKit has not said about it already.
+
+    From its exit status, from whether the runner's BuildKit still answers (`alive`), and from
+    which step of the log failed; never from the text of a message.
+    """
+    if ran.status == 0:
+        return Outcome.SUCCEEDED, None
+    if not alive or ran.status < 0:
+        return Outcome.INFRASTRUCTURE, InfrastructureError(
+            "the connection to the runner's BuildKit was lost", hint="build again"
+        )
+    if ran.timeline.push_failed:
+        return Outcome.NOT_PUBLISHED, NotPublished(
+            "the image was built and could not be pushed",
+            hint="BuildKit says why above; build again, finished steps are cached",
+        )
+    return Outcome.FAILED, None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What buildx wrote to its metadata file; empty when there is none, as after a failure."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def merge_metadata(path: Path, result: Result) -> None:
+    """Add the key `mayfly` to buildx's metadata file. Raises `UsageError` when that fails."""
+    ours = {
+        "build": result.build,
+        "size": result.last.size,
+        "attempts": [{"size": a.size, "outcome": str(a.outcome)} for a in result.attempts],
+        "timings_s": dict(result.last.timings_s),
+    }
+    content = read_metadata(path) | {"mayfly": ours}
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"--metadata-file {path} cannot be written: {error.strerror}") from None

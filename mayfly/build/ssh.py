@@ -1,0 +1,215 @@
+"""SSH to a runner through the edge's relay, and BuildKit's socket brought here over it.
+
+    asyncssh <-> socket pair <-> WebSocket -- edge --> the runner's sshd
+
+The host key is pinned to the one that the lease names, so neither the edge nor the network has
+to be trusted; nothing of the user's own SSH configuration, keys or agent is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import asyncssh
+
+from mayfly.errors import Denied, InfrastructureError, Unreachable
+from mayfly.wire import LeaseJson
+
+Key = asyncssh.SSHKey
+USER = "build"
+BUILDKIT_SOCKET = "/run/buildkit/buildkitd.sock"
+# In the order of preference. Under TCG a guest has no fast AES-GCM or ChaCha: FACTS has 2.6 s
+# for 100 MB with aes128-ctr against 7.3 s and 7.7 s. See docs/benchmarks.md.
+CIPHERS = ("aes128-ctr", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com")
+MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
+KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org")
+HANDSHAKE_S = 30.0
+KEEPALIVE_S = 5.0
+KEEPALIVES_LOST = 6
+_PROBE_S = 5.0
+_CHUNK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Where a lease's runner is reached, and what proves that we may.
+
+    `url` is the edge's (`wss://…`), `token` the runner token, `host_key` an OpenSSH public key
+    line, `tls` what the edge's certificate is checked against (None for `ws://`).
+    """
+
+    url: str
+    lease: str
+    token: str
+    host_key: str
+    tls: ssl.SSLContext | None = None
+
+
+def relay_of(view: LeaseJson, tls: ssl.SSLContext | None) -> Relay:
+    """The way to a ready lease's runner. Raises `InfrastructureError` when it is not ready."""
+    runner = view["runner"]
+    if runner is None:
+        raise InfrastructureError(f"lease {view['id']} has no runner", hint="build again")
+    return Relay(view["relay_url"], view["id"], runner["token"], runner["ssh_host_key"], tls)
+
+
+class Tunnel:
+    """An open SSH connection to one runner."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._connection = connection
+
+    async def forward(self, here: Path, there: str = BUILDKIT_SOCKET) -> None:
+        """Serve the runner's unix socket `there` as the unix socket `here`, until we close.
+
+        A socket of an earlier attempt is replaced; whoever may enter its directory may use it.
+        Raises `InfrastructureError` when the connection is gone.
+        """
+        here.unlink(missing_ok=True)
+        try:
+            await self._connection.forward_local_path(str(here), there)
+        except (OSError, asyncssh.Error) as error:
+            raise InfrastructureError(f"cannot forward BuildKit's socket: {error}") from None
+
+    async def alive(self, there: str = BUILDKIT_SOCKET) -> bool:
+        """Whether the runner still answers and something listens on `there` (at most 5 s)."""
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                _, writer = await self._connection.open_unix_connection(there)
+        except (OSError, asyncssh.Error, TimeoutError):
+            return False
+        writer.close()
+        return True
+
+
+def new_key() -> Key:
+    """A key pair for one build; it never touches a disk."""
+    return asyncssh.generate_private_key("ssh-ed25519", comment="mayfly build")
+
+
+def public_line(key: Key) -> str:
+    """The public half as an OpenSSH line, without a newline."""
+    return key.export_public_key().decode().strip()
+
+
+@asynccontextmanager
+async def connect(relay: Relay, key: Key) -> AsyncIterator[Tunnel]:
+    """An SSH connection to the relay's runner, closed on the way out.
+
+    Raises `Denied` when the edge refuses the token, the runner refuses the key, or the runner
+    shows another host key than the pinned one (nothing has been sent to it then);
+    `InfrastructureError` when the runner or the way to it is gone or silent for 30 s.
+    """
+    async with _socket(relay) as sock:
+        try:
+            connection = await asyncssh.connect(
+                relay.lease,
+                sock=sock,
+                config=(),
+                username=USER,
+                known_hosts=([asyncssh.import_public_key(relay.host_key)], [], []),
+                x509_trusted_certs=None,
+                client_keys=[key],
+                agent_path=None,
+                preferred_auth="publickey",
+                encryption_algs=CIPHERS,
+                mac_algs=MACS,
+                kex_algs=KEX,
+                compression_algs=("none",),
+                login_timeout=HANDSHAKE_S,
+                connect_timeout=HANDSHAKE_S,
+                keepalive_interval=KEEPALIVE_S,
+                keepalive_count_max=KEEPALIVES_LOST,
+            )
+        except asyncssh.HostKeyNotVerifiable:
+            raise Denied(
+                f"the runner of {relay.lease} shows another host key than its lease names",
+                hint="nothing was sent to it; if it happens again, look at what stands between",
+            ) from None
+        except asyncssh.PermissionDenied:
+            raise Denied(
+                f"the runner of {relay.lease} refuses this build's key",
+                hint="only the key that asked for the lease can log in",
+            ) from None
+        except (OSError, asyncssh.Error, asyncssh.KeyImportError, TimeoutError) as error:
+            raise InfrastructureError(
+                f"no SSH to the runner of {relay.lease}: {_said(error)}",
+                hint="try again",
+            ) from None
+        try:
+            yield Tunnel(connection)
+        finally:
+            connection.abort()
+
+
+@asynccontextmanager
+async def _socket(relay: Relay) -> AsyncIterator[socket.socket]:
+    """A connected socket whose other end is the relay's WebSocket."""
+    url = f"{relay.url.rstrip('/')}/v1/leases/{relay.lease}/ssh"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                web = await session.ws_connect(
+                    url,
+                    headers={"Authorization": f"Bearer {relay.token}"},
+                    ssl=relay.tls or True,
+                    max_msg_size=0,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status in (401, 403):
+                raise Denied(
+                    f"the edge refuses this lease's token (HTTP {error.status})",
+                    hint="the lease may have ended: see `mayfly lease show " + relay.lease + "`",
+                ) from None
+            raise InfrastructureError(
+                f"the edge has no way to the runner of {relay.lease} (HTTP {error.status})",
+                hint="try again",
+            ) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unreachable(
+                f"the edge does not answer at {relay.url}: {_said(error)}",
+                hint="see `mayfly status`",
+            ) from None
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        pumps = [asyncio.create_task(_out(ours, web)), asyncio.create_task(_in(web, ours))]
+        try:
+            yield theirs
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            ours.close()
+            theirs.close()
+            with suppress(aiohttp.ClientError, OSError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await web.close()
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+async def _out(ours: socket.socket, web: aiohttp.ClientWebSocketResponse) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(ours, _CHUNK):
+        await web.send_bytes(data)
+    await web.close()
+
+
+async def _in(web: aiohttp.ClientWebSocketResponse, ours: socket.socket) -> None:
+    """Until the relay closes; then SSH sees the end of its socket, as with TCP."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError):
+        async for message in web:
+            if message.type is aiohttp.WSMsgType.BINARY:
+                await loop.sock_sendall(ours, message.data)
+        ours.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,32 @@
+"""The commands, by group. Each module holds one group and imports what it needs when called."""
+
+from __future__ import annotations
+
+import typer
+
+from mayfly.cli import base, build, golden, lease, machine, records
+
+app = typer.Typer(
+    name="mayfly",
+    help="A build farm on machines you own: each build in a fresh VM.\n\n"
+    "First `mayfly up --detach`, then `mayfly build .` beside a Dockerfile; `mayfly doctor` says "
+    "what this machine lacks. `mayfly --version` prints the version, `mayfly --debug COMMAND` "
+    "shows where an error comes from.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("up")(machine.up)
+app.command("down")(machine.down)
+app.command("status")(machine.status)
+app.command("doctor")(machine.doctor)
+app.command("logs")(records.logs)
+app.add_typer(lease.app, name="lease")
+app.add_typer(golden.app, name="golden")
+app.add_typer(base.app, name="base")
+
+
+@app.command("build", add_help_option=False)
+def _build() -> int:
+    """Build an image in a fresh VM: mayfly build ."""
+    return build.run(["--help"])  # main.py answers `build` itself; this is for the list of commands

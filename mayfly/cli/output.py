@@ -1,0 +1,49 @@
+"""What the commands print: lines on stderr for people, tables or JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from mayfly.errors import MayflyError
+
+
+def show(line: str) -> None:
+    """One line about what goes on, on stderr, marked as ours."""
+    print(f"mayfly: {line}", file=sys.stderr, flush=True)
+
+
+def complain(error: MayflyError) -> None:
+    """An error as one line, or one for each fault when it stands for several."""
+    for line in str(error).splitlines():
+        show(line)
+
+
+def print_json(value: object) -> None:
+    """The value as indented JSON on stdout."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Rows under headings, as wide as they are; the line `empty` when there is none."""
+    cells = [[str(cell) if cell is not None else "-" for cell in row] for row in rows]
+    if not cells:
+        print(empty)
+        return
+    table = [list(columns), *cells]
+    widths = [max(len(row[n]) for row in table) for n in range(len(columns))]
+    for row in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people: `0.42 s`, `7.3 s`, `3 min 20 s`."""
+    if value is None:
+        return "-"
+    if value < 1:
+        return f"{value:.2f} s"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s"

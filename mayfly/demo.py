@@ -1,0 +1,166 @@
+"""`make demo`: an example built twice, cold and then warm, each in a fresh VM.
+
+What is there already is used and stays: a running farm is not stopped, a golden image and a base
+image are not made again. What the demo started, it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mayfly import base, client, config, golden, stack
+from mayfly.cli.golden import make
+from mayfly.cli.main import guarded
+from mayfly.cli.output import seconds, show
+from mayfly.config import Config
+from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "python-web"
+REPO = "examples/python-web"
+IMAGE = f"images/{REPO}"
+BASE = "python"
+PULLED = "python-web"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One of the two builds: what `mayfly build` wrote into its metadata file, and its length."""
+
+    name: str
+    digest: str
+    timings_s: dict[str, float]
+    whole_s: float
+
+
+def run() -> int:
+    """The demo, from nothing to nothing. Raises the `MayflyError` of whatever fails."""
+    if not EXAMPLE.is_dir():
+        raise MachineUnfit(f"the example is not at {EXAMPLE}", hint="run from a checkout")
+    settings = config.load()
+    prepare(settings)
+    with running(settings) as ours, tempfile.TemporaryDirectory(prefix="mayfly-demo-") as scratch:
+        show(f"base image: images/base/{BASE}")
+        base.push(settings, BASE, show)
+        tag = f"{IMAGE}:demo"
+        key = f"demo-{int(time.time())}"
+        cold = build("cold", tag, key, Path(scratch), "--no-cache")
+        warm = build("warm", tag, key, Path(scratch))
+        table((cold, warm))
+        pull(settings, warm.digest, Path(scratch))
+    if ours:
+        show("stopped what the demo started; images, cache and golden image stay for the next time")
+        show("`make clean`, or `mayfly down --purge`, removes those too")
+    else:
+        show("Mayfly was running before and still is")
+    return 0
+
+
+def prepare(settings: Config) -> None:
+    """The golden image, unless there is one."""
+    if newest := golden.newest(settings.state):
+        show(f"golden image: {newest.name} is there")
+        return
+    made = make(settings)
+    show(f"golden image: {made.name} is made")
+
+
+@contextmanager
+def running(settings: Config) -> Iterator[bool]:
+    """Mayfly running; yields whether it was started here, and stops it then."""
+    if answers(settings):
+        show("Mayfly is running already")
+        yield False
+        return
+    stack.up(settings, detach=True, progress=show)
+    try:
+        yield True
+    finally:
+        stack.down(settings, purge=False, progress=show)
+
+
+def answers(settings: Config) -> bool:
+    """Whether this machine's farm answers."""
+
+    async def ask() -> None:
+        async with client.from_environment(settings) as farm:
+            await farm.status()
+
+    try:
+        asyncio.run(ask())
+    except MayflyError:
+        return False
+    return True
+
+
+def build(name: str, tag: str, key: str, scratch: Path, *flags: str) -> Built:
+    """`mayfly build` of the example, as a person would call it."""
+    metadata = scratch / f"{name}.json"
+    words = ["build", *flags, "--mayfly-repo", REPO, "--mayfly-cache-key", key]
+    words += ["-t", tag, "--push", "--metadata-file", str(metadata), str(EXAMPLE)]
+    show(f"{name} build: mayfly {shlex.join(words)}")
+    started_at = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "mayfly.cli.main", *words], check=False)
+    whole_s = time.monotonic() - started_at
+    if done.returncode != 0:
+        raise InfrastructureError(
+            f"the {name} build ended with status {done.returncode}", hint="its output is above"
+        )
+    found: dict[str, Any] = json.loads(metadata.read_text())
+    return Built(name, found["containerimage.digest"], found["mayfly"]["timings_s"], whole_s)
+
+
+def table(builds: tuple[Built, ...]) -> None:
+    """Where the time went, side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title="the same Dockerfile, each time in a fresh VM")
+    drawn.add_column("")
+    for built in builds:
+        drawn.add_column(built.name, justify="right")
+    for label, phase in (("lease to ready", "ready"), ("build", "build"), ("push", "push")):
+        drawn.add_row(label, *(seconds(built.timings_s[phase]) for built in builds))
+    drawn.add_row("in all", *(seconds(built.whole_s) for built in builds))
+    Console().print(drawn)
+
+
+def pull(settings: Config, digest: str, scratch: Path) -> None:
+    """Print the command with which any client fetches the image, and run it as proof."""
+    if shutil.which("skopeo") is None:
+        raise MachineUnfit("skopeo is not installed", hint="apt-get install skopeo")
+    command = skopeo(settings, digest)
+    print(f"digest: {digest}")
+    print(f"an independent client pulls it, while Mayfly runs (`make up`), with\n  {command}")
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=scratch, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise InfrastructureError(f"skopeo could not pull it: {done.stderr.strip()}")
+    size = sum(file.stat().st_size for file in (scratch / PULLED).iterdir())
+    show(f"done just now: skopeo pulled {size / 1e6:.1f} MB")
+
+
+def skopeo(settings: Config, digest: str) -> str:
+    """A shell command that copies the image into a folder of the current directory."""
+    certificates = shlex.quote(str(settings.state / "trust"))
+    token = shlex.quote(str(settings.state / "admin.token"))
+    return (
+        f"skopeo copy --src-cert-dir {certificates} --src-creds mayfly:$(cat {token}) "
+        f"docker://{settings.registry_host}/{IMAGE}@{digest} dir:{PULLED}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(run))

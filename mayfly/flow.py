@@ -1,0 +1,188 @@
+"""One build, from request to outcome. Read this first: every other file is a step of it.
+
+    prepare     arguments, repo name, files: what is wrong is said before anything is started
+    hold        the orchestrator promises a runner (a lease); heartbeats keep the promise
+    ready       a VM of this build's own is there; buildx's builder was made meanwhile
+    attempt     SSH through the edge's relay, BuildKit's socket forwarded, buildx beside the context
+    report      the orchestrator's verdict: done, or another attempt on another runner
+    result      one outcome, whose exit status the process ends with
+
+The build's bytes go from here to the runner through the edge; the orchestrator sees the request,
+the heartbeats, the log and the report. Whatever way this ends (a failure, Ctrl-C, the lease
+withdrawn), the orchestrator is told and the runner destroyed; when we are killed, the missing
+heartbeats say it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mayfly import tools
+from mayfly.build import buildx, check, progress, repo, ssh
+from mayfly.build import result as results
+from mayfly.build.args import BuildArgs, host_of, parse, repository_of
+from mayfly.build.holding import Api, Show, held, patiently, ready
+from mayfly.build.result import Attempt, Result
+from mayfly.build.stop import signals, stoppable
+from mayfly.config import Config
+from mayfly.errors import Denied, InfrastructureError, MayflyError
+from mayfly.model import LeaseRequest, Outcome
+from mayfly.registry import grants
+from mayfly.wire import LeaseJson, VerdictJson
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A build that nothing is known to be wrong with yet."""
+
+    args: BuildArgs
+    repo: str
+    ref: str
+    event: str
+    registry_host: str
+    buildx: Path
+    environ: Mapping[str, str]
+
+
+def prepare(argv: Sequence[str], config: Config, environ: Mapping[str, str], cwd: Path) -> Request:
+    """The request in `argv` (what follows `mayfly build`), checked as far as it can be here.
+
+    Raises `UsageError` (a flag, the context, the Dockerfile, a name), `Denied` (a push to a name
+    that this repo's builds may not write) and `MachineUnfit` (buildx is not built).
+    """
+    args = parse(argv, config.registry_host, docker=check.docker_answers(environ))
+    check.files(args, cwd)
+    name = grants.check_repo(repo.name(args, environ, cwd))
+    _check_tags(args, name, config.registry_host)
+    return Request(
+        args=args,
+        repo=name,
+        ref=repo.ref(environ, cwd if args.remote or args.context == "-" else cwd / args.context),
+        event=environ.get("CI_PIPELINE_EVENT") or "manual",
+        registry_host=config.registry_host,
+        buildx=tools.tools_dir(config.cache) / "buildx",
+        environ=environ,
+    )
+
+
+def _check_tags(args: BuildArgs, name: str, registry_host: str) -> None:
+    """What the registry would refuse after a whole build, said now."""
+    for tag in args.tags if args.push else ():
+        push = grants.Access(repository_of(tag), frozenset({grants.PUSH}))
+        if host_of(tag) == registry_host and not grants.allows(grants.for_lease(name), push):
+            raise Denied(
+                f"a build of repo {name} may not push to {push.name}",
+                hint=f"use -t images/{name}, a name below it, or another --mayfly-repo",
+            )
+
+
+async def build(request: Request, api: Api, config: Config, show: Show) -> Result:
+    """The whole build; `show` gets a line now and then until buildx takes over the terminal.
+
+    Returns for every outcome that an attempt reached. Raises `Cancelled` and `Terminated` for
+    signals, and the orchestrator's error when no runner came or the lease was withdrawn.
+    """
+    key = ssh.new_key()
+    wanted = LeaseRequest(
+        repo=request.repo,
+        ssh_public_key=ssh.public_line(key),
+        size=request.args.size,
+        ref=request.ref,
+        event=request.event,
+        target=request.args.target,
+    )
+    attempts: list[Attempt] = []
+    with buildx.folder() as folder:
+        async with (
+            stoppable() as stop,
+            signals(stop, folder.remove),
+            _builder(request, folder) as builder,
+            held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (lease, holder),
+            progress.uploading(partial(holder.append_log, lease)) as log,
+        ):
+            show(f"build {lease} of {request.repo}")
+            while True:
+                view = await ready(holder, lease, show)
+                await builder
+                attempt = await _attempt(request, view, holder.tls, key, folder, log)
+                attempts.append(attempt)
+                with suppress(MayflyError):
+                    await patiently(log.flush)
+                verdict = await patiently(partial(_report, request, attempt, holder, lease))
+                if verdict["verdict"] != "retry":
+                    break
+                show(f"this runner ended as {attempt.outcome}: trying again on another")
+    result = Result(lease, Outcome(verdict["outcome"]), tuple(attempts))
+    if request.args.metadata_file and attempt.outcome is Outcome.SUCCEEDED:
+        results.merge_metadata(Path(request.args.metadata_file), result)
+    return result
+
+
+@asynccontextmanager
+async def _builder(request: Request, folder: buildx.Folder) -> AsyncIterator[asyncio.Task[None]]:
+    """buildx's name for the socket that will be forwarded, made while we wait for the runner."""
+    argv = buildx.create_argv(request.buildx, folder)
+    env = buildx.environment(request.environ, request.args, folder)
+    task = asyncio.create_task(progress.quietly(argv, env))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _attempt(
+    request: Request,
+    view: LeaseJson,
+    tls: ssl.SSLContext | None,
+    key: ssh.Key,
+    folder: buildx.Folder,
+    log: progress.Log,
+) -> Attempt:
+    """One runner, one buildx. What breaks on the way to the runner is the attempt's outcome."""
+    args = request.args
+    metadata = Path(args.metadata_file or folder.metadata)
+    relay = ssh.relay_of(view, tls)
+    users = buildx.users_logins(request.environ)
+    folder.write_logins(buildx.logins({request.registry_host: relay.token}, args.references, users))
+    started_at = time.monotonic()
+    try:
+        async with ssh.connect(relay, key) as tunnel:
+            await tunnel.forward(folder.socket)
+            connect_s = time.monotonic() - started_at
+            ran = await progress.run(
+                buildx.build_argv(
+                    request.buildx,
+                    args,
+                    folder,
+                    registry_host=request.registry_host,
+                    repo=request.repo,
+                ),
+                buildx.history_argv(request.buildx),
+                buildx.environment(request.environ, args, folder),
+                log,
+                asked=args.progress,
+            )
+            alive = ran.status == 0 or await tunnel.alive()
+    except (InfrastructureError, Denied) as error:
+        return Attempt(view["size"]["name"], Outcome(error.code), error=error)
+    return results.attempt(view, ran, metadata, alive=alive, connect_s=connect_s)
+
+
+async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:
+    """With verdict `done` the lease is over and the VM on its way out."""
+    pushed = request.args.push and attempt.outcome is Outcome.SUCCEEDED
+    return await api.report(
+        lease,
+        outcome=attempt.outcome,
+        digest=attempt.digest,
+        timings_s=attempt.timings_s,
+        images=request.args.tags if pushed else (),
+    )

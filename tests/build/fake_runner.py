@@ -1,0 +1,110 @@
+"""A runner without a VM: a real SSH server behind a WebSocket on loopback, as the edge shows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import asyncssh
+from aiohttp import web
+
+from mayfly.build import ssh
+
+LEASE = "kwbuildx"
+TOKEN = "runner-token"
+
+
+@dataclass
+class FakeRunner:
+    url: str
+    host_key: str
+    connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
+    sockets: list[web.WebSocketResponse] = field(default_factory=list)
+
+    def relay(self, **changes: str) -> ssh.Relay:
+        given = {"url": self.url, "lease": LEASE, "token": TOKEN, "host_key": self.host_key}
+        return ssh.Relay(**(given | changes))
+
+    async def cut(self) -> None:
+        for connection in self.connections:
+            connection.abort()
+
+
+class _Server(asyncssh.SSHServer):
+    def __init__(self, runner: FakeRunner, buildkit: Path, allowed: str) -> None:
+        self._runner, self._buildkit, self._allowed = runner, buildkit, allowed
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._runner.connections.append(conn)
+        self._conn = conn
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        return username == ssh.USER and ssh.public_line(key).split()[1] == self._allowed
+
+    def unix_connection_requested(self, dest_path: str) -> bool | Awaitable[asyncssh.SSHForwarder]:
+        if dest_path != ssh.BUILDKIT_SOCKET:
+            return False
+        return self._conn.forward_unix_connection(str(self._buildkit))
+
+
+@asynccontextmanager
+async def fake_runner(
+    authorized_key: str, buildkit: Path, alter: Callable[[bytes], bytes] = lambda data: data
+) -> AsyncIterator[FakeRunner]:
+    """Serves `buildkit` (a unix socket's path) as the runner's buildkitd.sock."""
+    host_key = asyncssh.generate_private_key("ssh-ed25519")
+    runner = FakeRunner("", ssh.public_line(host_key))
+    allowed = authorized_key.split()[1]
+    sshd = await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_factory=lambda: _Server(runner, buildkit, allowed),
+        server_host_keys=[host_key],
+    )
+    port = sshd.sockets[0].getsockname()[1]
+
+    async def relay(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise web.HTTPForbidden
+        socket = web.WebSocketResponse(max_msg_size=0)
+        await socket.prepare(request)
+        runner.sockets.append(socket)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back() -> None:
+            while data := await reader.read(65536):
+                await socket.send_bytes(data)
+            await socket.close()
+
+        task = asyncio.create_task(back())
+        async for message in socket:
+            if message.type is aiohttp.WSMsgType.BINARY:
+                writer.write(alter(message.data))
+                await writer.drain()
+        writer.close()
+        task.cancel()
+        return socket
+
+    app = web.Application()
+    app.router.add_get(f"/v1/leases/{LEASE}/ssh", relay)
+    site_runner = web.AppRunner(app)
+    await site_runner.setup()
+    site = web.TCPSite(site_runner, "127.0.0.1", 0)
+    await site.start()
+    runner.url = f"ws://127.0.0.1:{site_runner.addresses[0][1]}"
+    try:
+        yield runner
+    finally:
+        await runner.cut()
+        await site_runner.cleanup()
+        sshd.close()

@@ -1,0 +1,101 @@
+"""What buildx is called with, and which credentials a runner can ask for."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from mayfly.build import args, buildx
+
+HOST = "registry.mayfly.internal:5000"
+HUB = "https://index.docker.io/v1/"
+
+
+def _argv(*words: str) -> list[str]:
+    parsed = args.parse(words, HOST, docker=True)
+    there = buildx.Folder(Path("/tmp/x"))
+    return list(
+        buildx.build_argv(Path("/bin/buildx"), parsed, there, registry_host=HOST, repo="o/r")
+    )
+
+
+def test_ours_come_first_and_the_users_follow_untouched() -> None:
+    words = ["--cache-from", "quay.io/a/b", "-o", "out", "--", "."]
+    argv = _argv(*words)
+    assert argv[:2] == ["/bin/buildx", "build"]
+    assert argv[-len(words) :] == words
+
+
+def test_the_layer_cache_is_imported_and_exported_without_failing_the_build() -> None:
+    argv = _argv("--target", "Web_1", ".")
+    ref = f"type=registry,ref={HOST}/cache/trusted/o/r/web-1"
+    assert argv[argv.index("--cache-from") + 1] == ref
+    exported = argv[argv.index("--cache-to") + 1]
+    assert exported == f"{ref},mode=max,compression=zstd,ignore-error=true"
+    assert "cache/trusted/o/r/own" in " ".join(_argv("--mayfly-cache-key", "own", "."))
+    assert "cache/trusted/o/r/default" in " ".join(_argv("."))
+    assert "--cache-to" not in _argv("--check", ".")
+
+
+def test_the_result_stays_in_the_cache_unless_told_otherwise() -> None:
+    assert "type=cacheonly" in _argv(".")
+    assert "type=cacheonly" not in _argv("--load", ".")
+    assert "type=cacheonly" not in _argv("-o", "out", ".")
+
+
+def test_the_users_metadata_file_is_theirs_and_else_there_is_ours() -> None:
+    assert "/tmp/x/metadata.json" in _argv(".")
+    assert "/tmp/x/metadata.json" not in _argv("--metadata-file", "m.json", ".")
+
+
+def test_the_environment_points_at_this_build_only() -> None:
+    there = buildx.Folder(Path("/tmp/x"))
+    environ = {
+        "PATH": "/bin",
+        "BUILDX_BUILDER": "theirs",
+        "BUILDKIT_HOST": "tcp://theirs",
+        "DOCKER_CONTEXT": "theirs",
+        "DOCKER_CONFIG": "/home/me/.docker",
+        "SOURCE_DATE_EPOCH": "1",
+    }
+    found = buildx.environment(environ, args.parse(["."], HOST), there)
+    assert found == {
+        "PATH": "/bin",
+        "SOURCE_DATE_EPOCH": "1",
+        "BUILDX_BUILDER": "mayfly",
+        "BUILDX_CONFIG": "/tmp/x/buildx",
+        "DOCKER_CONFIG": "/tmp/x/docker",
+        "BUILDX_METADATA_PROVENANCE": "disabled",
+    }
+
+
+def test_a_runner_can_ask_for_this_builds_hosts_and_nothing_else() -> None:
+    user = {
+        "auths": {"ghcr.io": {"auth": "Zw=="}, "quay.io": {"auth": "cQ=="}, HUB: {"auth": "aA=="}}
+    }
+    found = buildx.logins({HOST: "token"}, [f"{HOST}/images/a", "ghcr.io/a/b"], user)
+    assert found == {"auths": {HOST: {"registrytoken": "token"}, "ghcr.io": {"auth": "Zw=="}}}
+    assert HUB in buildx.logins({}, ["alpine"], user)["auths"]
+
+
+def test_a_credential_store_answers_for_named_hosts_only() -> None:
+    user = {"credsStore": "desktop", "credHelpers": {"gcr.io": "gcloud"}}
+    found = buildx.logins({HOST: "token"}, ["gcr.io/p/i", "ghcr.io/a/b"], user)
+    assert found["credHelpers"] == {"gcr.io": "gcloud", "ghcr.io": "desktop"}
+    assert "credsStore" not in found
+
+
+def test_the_folder_is_private_and_gone_afterwards() -> None:
+    with buildx.folder() as there:
+        there.write_logins({"auths": {}})
+        assert stat.S_IMODE(there.root.stat().st_mode) == 0o700
+        assert stat.S_IMODE((there.docker_config / "config.json").stat().st_mode) == 0o600
+    assert not there.root.exists()
+
+
+def test_an_unreadable_docker_configuration_is_none(tmp_path: Path) -> None:
+    assert buildx.users_logins({"DOCKER_CONFIG": str(tmp_path)}) == {}
+    (tmp_path / "config.json").write_text("{broken")
+    assert buildx.users_logins({"DOCKER_CONFIG": str(tmp_path)}) == {}
+    (tmp_path / "config.json").write_text('{"credsStore": "x"}')
+    assert buildx.users_logins({"DOCKER_CONFIG": str(tmp_path)}) == {"credsStore": "x"}

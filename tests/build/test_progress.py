@@ -1,0 +1,177 @@
+"""The log is kept whole; what it says is read by structure."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.build import progress
+from mayfly.build.result import judge
+from mayfly.errors import Unreachable
+from mayfly.model import Outcome
+
+PUSH_OK = b"""#0 building with "mayfly" instance using remote driver
+
+#5 [1/2] COPY f /f
+#5 CACHED
+
+#6 [2/2] RUN x
+#6 0.113 #7 exporting to image
+#6 0.113 CACHED
+#6 DONE 1.2s
+
+#7 exporting to image
+#7 exporting layers 1.0s done
+#7 pushing layers
+#7 pushing layers 2.5s done
+#7 pushing manifest for h:5000/images/o/r:1@sha256:ab 0.3s done
+#7 DONE 3.9s
+
+#8 exporting cache to registry
+#8 DONE 1.5s
+"""
+PUSH_FAILED = b"""#8 exporting to image
+#8 exporting layers done
+#8 pushing layers done
+#8 ERROR: failed to push h:5000/images/x/y: denied
+"""
+RUN_FAILED = b"""#5 [2/2] RUN make
+#5 0.1 pushing layers
+#5 0.1 ERROR: failed to push
+#5 ERROR: process "/bin/sh -c make" did not complete successfully: exit code: 2
+"""
+CACHE_FAILED = b"""#3 importing cache manifest from h:5000/cache/trusted/o/r/default
+#3 ERROR: not found
+#7 exporting cache to registry
+#7 ERROR: error writing layer blob
+"""
+FILE_FAILED = b"""#8 exporting to image
+#8 exporting layers
+#8 ERROR: no space left on device
+"""
+
+
+def _timeline(text: bytes) -> progress.Timeline:
+    timeline = progress.Timeline()
+    timeline.feed(text)
+    return timeline
+
+
+def test_the_push_and_the_cached_steps_are_read_off_the_log() -> None:
+    timeline = _timeline(PUSH_OK)
+    assert timeline.push_s == pytest.approx(2.8)
+    assert timeline.cache_s == pytest.approx(1.5)
+    assert timeline.cached == 1, "what a RUN prints is not the log's own word"
+    assert not timeline.push_failed
+
+
+@given(st.lists(st.integers(1, 40), min_size=1))
+def test_it_does_not_matter_how_the_log_is_cut_into_pieces(cuts: list[int]) -> None:
+    whole, pieces, rest = _timeline(PUSH_OK), progress.Timeline(), PUSH_OK
+    while rest:
+        for cut in cuts:
+            pieces.feed(rest[:cut])
+            rest = rest[cut:]
+    assert (pieces.push_s, pieces.cached) == (whole.push_s, whole.cached)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "alive", "outcome"),
+    [
+        (0, PUSH_OK, True, Outcome.SUCCEEDED),
+        (0, CACHE_FAILED, True, Outcome.SUCCEEDED),
+        (1, RUN_FAILED, True, Outcome.FAILED),
+        (1, b"", True, Outcome.FAILED),
+        (1, FILE_FAILED, True, Outcome.FAILED),
+        (1, PUSH_FAILED, True, Outcome.NOT_PUBLISHED),
+        (1, PUSH_FAILED, False, Outcome.INFRASTRUCTURE),
+        (1, RUN_FAILED, False, Outcome.INFRASTRUCTURE),
+        (-9, b"", True, Outcome.INFRASTRUCTURE),
+    ],
+)
+def test_an_outcome_is_judged_by_structure(
+    status: int, text: bytes, alive: bool, outcome: Outcome
+) -> None:
+    found, error = judge(progress.Ran(status, 1.0, _timeline(text)), alive=alive)
+    assert found is outcome
+    said_by_buildkit = outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
+    assert (error is None) is said_by_buildkit, "BuildKit's own message stays the last"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "terminal", "plain"),
+    [
+        ("", {}, False, True),
+        ("", {}, True, False),
+        ("plain", {}, True, True),
+        ("quiet", {}, False, False),
+        ("rawjson", {}, False, False),
+        ("auto", {"BUILDKIT_PROGRESS": "plain"}, True, True),
+        ("", {"BUILDKIT_PROGRESS": "quiet"}, False, False),
+    ],
+)
+def test_when_buildx_writes_the_plain_log_itself(
+    asked: str, environ: dict[str, str], terminal: bool, plain: bool
+) -> None:
+    assert progress.plain(asked, environ, terminal=terminal) is plain
+
+
+async def test_the_log_arrives_whole_although_uploads_fail() -> None:
+    stored, calls = bytearray(), 0
+
+    async def append(offset: int, data: bytes) -> int:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise Unreachable("away")
+        stored[offset:] = data
+        return len(stored)
+
+    text = b"0123456789" * 60_000
+    log = progress.Log(append)
+    for start in range(0, len(text), 50_000):
+        log.write(text[start : start + 50_000])
+        try:
+            await log.flush()
+        except Unreachable:
+            continue
+    while True:
+        try:
+            await log.flush()
+            break
+        except Unreachable:
+            continue
+    assert stored == text
+
+
+async def test_both_ways_keep_the_plain_log(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    build = [sys.executable, "-c", "import sys; sys.stderr.write('seen'); sys.exit(3)"]
+    history = [sys.executable, "-c", "import sys; sys.stderr.write('#1 x\\n#1 CACHED\\n')"]
+    for asked, kept, cached in (("plain", b"seen", 0), ("quiet", b"#1 x\n#1 CACHED\n", 1)):
+        stored = bytearray()
+
+        async def append(offset: int, data: bytes, stored: bytearray = stored) -> int:
+            stored[offset:] = data
+            return len(stored)
+
+        async with progress.uploading(append) as log:
+            ran = await progress.run(build, history, {}, log, asked=asked)
+        assert ran.status == 3
+        assert stored == kept
+        assert ran.timeline.cached == cached
+        assert capfdbinary.readouterr().err == b"seen"
+
+
+async def test_a_cancelled_program_is_ended(tmp_path: object) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+    log = progress.Log(lambda offset, data: asyncio.sleep(0, offset))
+    task = asyncio.create_task(progress.run(argv, [], {}, log, asked="plain"))
+    await asyncio.sleep(0.3)
+    task.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await task

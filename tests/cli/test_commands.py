@@ -1,0 +1,318 @@
+"""Every command teaches; every mistake is one line with what to do, and the documented status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from mayfly import __version__
+from mayfly.cli import main
+from mayfly.cli.app import app
+from mayfly.cli.reference import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+NOBODY = "https://127.0.0.1:1"
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        children = getattr(command, "commands", None)
+        yield from ((name, child) for child in children) if children else ((name,),)
+
+
+COMMANDS = sorted(_commands())
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a Dockerfile in it, and no farm on this machine."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CI_REPO", "MAYFLY_CONFIG", "MAYFLY_URL", "MAYFLY_TOKEN", "DOCKER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-docker.sock")
+    monkeypatch.setenv("MAYFLY_STATE", str(tmp_path / "state"))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "Dockerfile").write_text("FROM scratch\n")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_the_commands_of_this_version_are_there() -> None:
+    words = {" ".join(command) for command in COMMANDS}
+    assert words >= {
+        *("up", "down", "status", "doctor", "build", "logs", "base push"),
+        *("lease ls", "lease show", "lease rm", "golden build", "golden ls"),
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_teaches_with_an_example(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example" in text
+    assert f"mayfly {' '.join(command)}" in text.partition("Example")[2]
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    written = (ROOT / "docs" / "reference.md").read_text()
+    assert written == reference(), "run: python -m mayfly.cli.reference > docs/reference.md"
+    for command in COMMANDS:
+        assert f"### `mayfly {' '.join(command)}`" in written
+
+
+@pytest.mark.parametrize("command", [("lease", "ls"), ("golden", "ls"), ("status",), ("doctor",)])
+def test_what_lists_has_json(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    main.run([*command, "--help"])
+    assert "--json" in capsys.readouterr().out
+
+
+def test_build_help_names_our_flags_and_where_the_others_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.run(["build", "-t", "x", "-h"]) == 0
+    text = capsys.readouterr().out
+    for word in ("--mayfly-size", "--mayfly-repo", "--mayfly-cache-key", "docker buildx build"):
+        assert word in text
+
+
+def _said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("mayfly: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["build"], 2, "build context is missing - "),
+        (["build", "nowhere"], 2, "context nowhere is not there - "),
+        (["build", "web/Dockerfile"], 2, "is not a directory - "),
+        (["build", "empty"], 2, "no Dockerfile in empty - "),
+        (["build", "-f", "Nope", "web"], 2, "Dockerfile Nope is not there - "),
+        (["build", "--no-such-flag", "web"], 2, "unknown flag --no-such-flag - "),
+        (["build", "--tag"], 2, "--tag needs a value - "),
+        (["build", "--builder", "x", "web"], 2, "--builder cannot be chosen"),
+        (["build", "--allow", "network.host", "web"], 2, "network.host is refused"),
+        (["build", "--load", "web"], 2, "-o type=oci,dest="),
+        (["build", "--push", "web"], 2, "needs a name for the image - "),
+        (["build", "-t", "A B", "web"], 2, "no image name - "),
+        (["build", "--mayfly-repo", "…", "web"], 2, "no repo name can be made"),
+        (["build", "--mayfly-repo", "base/x", "web"], 2, "'base/x'"),
+        (["build", "--mayfly-repo", "o/r", "-t", "images/a/b", "--push", "web"], 10, "o/r may not"),
+        (["build", "-o", "out", "web"], 10, "no token: "),
+        (["status"], 10, "no token: "),
+        (["frobnicate"], 2, "No such command 'frobnicate' - "),
+        (["status", "--colour"], 2, "No such option: --colour - "),
+        (["lease"], 2, "Missing command - "),
+        (["lease", "show"], 2, "Missing argument 'LEASE' - "),
+        (["logs"], 2, "Missing argument 'BUILD' - "),
+        (["base", "push"], 2, "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_with_what_to_do(
+    words: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(words) == status
+    line = _said(capsys)
+    assert says in line
+    assert " - " in line, "it says what to do"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "-o", "out", "web"],
+        ["status"],
+        ["lease", "ls"],
+        ["lease", "show", "x"],
+        ["lease", "rm", "x"],
+        ["logs", "x"],
+    ],
+    ids=" ".join,
+)
+def test_an_orchestrator_that_does_not_answer(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAYFLY_URL", NOBODY)
+    monkeypatch.setenv("MAYFLY_TOKEN", "t")
+    assert main.run(words) == 20
+    assert f"does not answer at {NOBODY}" in _said(capsys)
+
+
+@pytest.fixture
+def farm(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, Any]]]:
+    """Answers by path, as the orchestrator would give them."""
+    answers: dict[str, tuple[int, Any]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answers[self.path.partition("?")[0]]
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MAYFLY_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MAYFLY_TOKEN", "t")
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+def _error(code: str, message: str, hint: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "hint": hint}}
+
+
+@pytest.mark.parametrize(
+    ("http", "code", "status"),
+    [
+        (400, "usage", 2),
+        (422, "too_big", 4),
+        (403, "denied", 10),
+        (503, "machine_unfit", 21),
+        (503, "infrastructure", 20),
+    ],
+)
+def test_a_refused_build_ends_with_the_code_of_the_refusal(
+    http: int,
+    code: str,
+    status: int,
+    farm: dict[str, tuple[int, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    farm["/v1/leases"] = (http, _error(code, "unknown size 'huge'", "choose one of t1, t2"))
+    assert main.run(["build", "--mayfly-size", "huge", "-o", "out", "web"]) == status
+    assert _said(capsys) == "mayfly: unknown size 'huge' - choose one of t1, t2"
+
+
+def test_a_build_that_keeps_nothing_warns_in_one_line(
+    farm: dict[str, tuple[int, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    farm["/v1/leases"] = (403, _error("denied", "no", ""))
+    main.run(["build", "web"])
+    warning, refusal = capsys.readouterr().err.splitlines()
+    assert "stays in the build cache - add --push or -o" in warning
+    assert refusal == "mayfly: no"
+
+
+def test_a_log_is_printed_whole(
+    farm: dict[str, tuple[int, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    farm["/v1/builds/x"] = (200, {"ended_at": "2026-01-01T00:00:00Z"})
+    farm["/v1/builds/x/log"] = (200, "#1 ä\n#1 DONE\n".encode())
+    assert main.run(["logs", "--follow", "x"]) == 0
+    assert capfd.readouterr().out == "#1 ä\n#1 DONE\n"
+
+
+def test_leases_are_listed(
+    farm: dict[str, tuple[int, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    farm["/v1/leases"] = (200, [])
+    assert main.run(["lease", "ls"]) == 0
+    assert capsys.readouterr().out == "no leases\n"
+    assert main.run(["lease", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_every_fault_of_a_configuration_is_said_at_once(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = here / "mayfly.toml"
+    file.write_text('[pool]\ncpu_overcommit = 99\n[vm]\nprovider = "magic"\ncolour = 1\n')
+    monkeypatch.setenv("MAYFLY_CONFIG", str(file))
+    for words in (["status"], ["build", "web"], ["up"], ["doctor"]):
+        assert main.run(words) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3
+        assert all(line.startswith(f"mayfly: {file}: ") for line in lines)
+
+
+@pytest.mark.parametrize("qemu", ["missing", "old"])
+def test_doctor_says_what_is_missing_and_how_to_mend_it(
+    qemu: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = here / "qemu"
+    if qemu == "old":
+        program.write_text("#!/bin/sh\necho QEMU emulator version 7.2.1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("MAYFLY_VM__QEMU", str(program))
+    assert main.run(["doctor"]) == 21
+    text = capsys.readouterr().out
+    assert "fail  QEMU: " in text
+    assert "install qemu-system-x86 8.2 or newer" in text
+    assert main.run(["doctor", "--json"]) == 21
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert found["QEMU"]["state"] == "fail"
+    assert found["QEMU"]["mend"]
+
+
+def test_doctor_leaves_nothing_behind(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAYFLY_VM__ACCELERATOR", "tcg")
+    before = sorted(here.rglob("*"))
+    main.run(["doctor"])
+    assert sorted(here.rglob("*")) == before
+
+
+def test_an_unexpected_fault_is_one_line_and_a_file(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+
+    def broken(_: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("mayfly.cli.build.run", broken)
+    assert main.run(["build", "web"]) == 70
+    assert "internal error (RuntimeError) - report it with " in _said(capsys)
+    (file,) = here.glob("mayfly-error-*.log")
+    assert "a bug" in file.read_text()
+    assert main.run(["--debug", "build", "web"]) == 70
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_version_is_quick() -> None:
+    argv = [sys.executable, "-m", "mayfly.cli.main", "--version"]
+    took = []
+    for _ in range(5):
+        started_at = time.monotonic()
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT)
+        took.append(time.monotonic() - started_at)
+    assert done.stdout == f"mayfly {__version__}\n"
+    assert min(took) < 0.15
+
+
+def test_build_loads_no_command_framework_and_no_service() -> None:
+    code = (
+        "import sys; from mayfly.cli import main; main.run(['build', '-o', 'x', '.']);"
+        "print(*sorted(m for m in sys.modules if m in {'typer', 'fastapi', 'boto3'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == ""

@@ -1,0 +1,299 @@
+"""The whole story with a scripted farm, a real SSH server and a buildx that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from mayfly import flow
+from mayfly.build import args, holding, ssh
+from mayfly.build.result import Result
+from mayfly.config import Config
+from mayfly.errors import Cancelled, Denied, InfrastructureError, QueueTimeout, Terminated
+from mayfly.model import Outcome
+from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
+from tests.build.test_ssh import echo
+from tests.flow.fake_farm import FakeFarm
+
+HOST = "registry.mayfly.internal:5000"
+OTHER_KEY = ssh.public_line(ssh.new_key())
+DIGEST = "sha256:" + "ab" * 32
+# A buildx that keeps notes, speaks to the forwarded socket, and then does what BEHAVE says.
+BUILDX = """
+    #!/usr/bin/env python3
+    import json, os, socket, sys, time
+    words = sys.argv[1:]
+    with open(os.environ["NOTES"], "a") as notes:
+        print(json.dumps(words), file=notes)
+    if words[0] == "create":
+        sys.exit(0)
+    path = os.path.join(os.path.dirname(os.environ["BUILDX_CONFIG"]), "buildkitd.sock")
+    with open(os.path.join(os.environ["DOCKER_CONFIG"], "config.json")) as config:
+        logins = json.load(config)
+    with open(os.environ["NOTES"] + ".logins", "w") as notes:
+        json.dump(logins, notes)
+    buildkit = socket.socket(socket.AF_UNIX)
+    buildkit.connect(path)
+    buildkit.sendall(b"hello")
+    assert buildkit.recv(5) == b"hello"
+    behave = os.environ["BEHAVE"]
+    print("#1 [1/1] RUN x", file=sys.stderr, flush=True)
+    if behave == "fail":
+        print("ERROR: that is what BuildKit says", file=sys.stderr)
+        sys.exit(1)
+    if behave == "lose":
+        buildkit.recv(1)
+        sys.exit(1)
+    if behave == "hang":
+        open(os.environ["NOTES"] + ".hanging", "w").close()
+        time.sleep(60)
+    if behave == "unpushed":
+        print("#2 exporting to image\\n#2 pushing layers\\n#2 ERROR: no", file=sys.stderr)
+        sys.exit(1)
+    print("#1 CACHED", file=sys.stderr)
+    file = words[words.index("--metadata-file") + 1]
+    with open(file, "w") as out:
+        json.dump({"containerimage.digest": "sha256:" + "ab" * 32, "theirs": 1}, out)
+"""
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> ssh.Key:
+    made = ssh.new_key()
+    monkeypatch.setattr(ssh, "new_key", lambda: made)
+    return made
+
+
+@pytest.fixture
+async def runner(tmp_path: Path, key: ssh.Key) -> AsyncIterator[FakeRunner]:
+    buildkit = tmp_path / "buildkitd.sock"
+    async with echo(buildkit), fake_runner(ssh.public_line(key), buildkit) as there:
+        yield there
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test ends without a temporary directory of a build."""
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    yield
+    assert list(scratch.iterdir()) == []
+
+
+def request(tmp_path: Path, behave: str, *words: str) -> flow.Request:
+    program = tmp_path / "buildx"
+    program.write_text(textwrap.dedent(BUILDX).lstrip())
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    environ = {
+        "PATH": os.environ["PATH"],
+        "BEHAVE": behave,
+        "NOTES": str(tmp_path / "notes"),
+        "HOME": "/nowhere",
+    }
+    parsed = args.parse([*words, "."], HOST)
+    return flow.Request(parsed, "o/r", "main", "manual", HOST, program, environ)
+
+
+async def build(asked: flow.Request, farm: FakeFarm, lines: list[str] | None = None) -> Result:
+    config = Config.model_validate({"lease": {"heartbeat_s": 0.5}})
+    shown: list[str] = [] if lines is None else lines
+    async with asyncio.timeout(30):
+        return await flow.build(asked, farm, config, shown.append)
+
+
+async def test_a_build_that_succeeds(tmp_path: Path, runner: FakeRunner) -> None:
+    file = tmp_path / "m.json"
+    words = ("-t", "images/o/r:1", "--push", "--metadata-file", str(file))
+    farm = FakeFarm(runner)
+    result = await build(request(tmp_path, "", *words), farm)
+    assert (result.outcome, result.exit_status) == (Outcome.SUCCEEDED, 0)
+    (report,) = farm.reports
+    assert report["outcome"] is Outcome.SUCCEEDED
+    assert report["digest"] == DIGEST
+    assert report["images"] == (f"{HOST}/images/o/r:1",)
+    assert farm.deleted == []
+    assert farm.log == b"#1 [1/1] RUN x\n#1 CACHED\n"
+    merged = json.loads(file.read_text())
+    assert merged["theirs"] == 1, "buildx's own keys stay"
+    assert merged["mayfly"]["build"] == LEASE
+    assert merged["mayfly"]["size"] == "t1"
+    assert merged["mayfly"]["attempts"] == [{"size": "t1", "outcome": "succeeded"}]
+    assert {"queue", "ready", "build", "push"} <= merged["mayfly"]["timings_s"].keys()
+
+
+async def test_what_is_asked_for_and_what_the_runner_may_ask_back(
+    tmp_path: Path, runner: FakeRunner, key: ssh.Key
+) -> None:
+    farm = FakeFarm(runner)
+    await build(request(tmp_path, "", "--mayfly-size", "t2", "--target", "web"), farm)
+    assert farm.request is not None
+    assert (farm.request.repo, farm.request.size, farm.request.target) == ("o/r", "t2", "web")
+    assert farm.request.ssh_public_key == ssh.public_line(key)
+    assert farm.tokens == ["lease-token"]
+    logins = json.loads((tmp_path / "notes.logins").read_text())
+    assert logins == {"auths": {HOST: {"registrytoken": TOKEN}}}
+
+
+async def test_a_failing_build_is_reported_and_nothing_is_said_after_buildkit(
+    tmp_path: Path, runner: FakeRunner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    farm, lines = FakeFarm(runner), list[str]()
+    result = await build(request(tmp_path, "fail"), farm, lines)
+    assert (result.outcome, result.exit_status) == (Outcome.FAILED, 1)
+    assert result.last.error is None
+    assert farm.reports[0]["outcome"] is Outcome.FAILED
+    assert farm.log.endswith(b"ERROR: that is what BuildKit says\n")
+    assert capfd.readouterr().err.endswith("ERROR: that is what BuildKit says\n")
+
+
+async def test_an_image_that_could_not_be_pushed(tmp_path: Path, runner: FakeRunner) -> None:
+    result = await build(request(tmp_path, "unpushed"), FakeFarm(runner))
+    assert (result.outcome, result.exit_status) == (Outcome.NOT_PUBLISHED, 9)
+
+
+async def test_a_lost_connection_is_infrastructure_and_not_the_users_fault(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    farm = FakeFarm(runner)
+    building = asyncio.create_task(build(request(tmp_path, "lose"), farm))
+    while not farm.log:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    await runner.cut()
+    result = await building
+    assert (result.outcome, result.exit_status) == (Outcome.INFRASTRUCTURE, 20)
+    assert farm.reports[0]["outcome"] is Outcome.INFRASTRUCTURE
+
+
+async def test_the_verdict_decides_on_another_attempt(tmp_path: Path, runner: FakeRunner) -> None:
+    farm = FakeFarm(runner, verdicts=["retry", "done"])
+    result = await build(request(tmp_path, "fail"), farm)
+    assert [a.outcome for a in result.attempts] == [Outcome.FAILED, Outcome.FAILED]
+    assert farm.log.count(b"#1 [1/1]") == 2, "one log over all attempts"
+
+
+async def test_a_wrong_host_key_is_denied(tmp_path: Path, runner: FakeRunner) -> None:
+    runner.host_key = OTHER_KEY
+    result = await build(request(tmp_path, ""), FakeFarm(runner))
+    assert (result.outcome, result.exit_status) == (Outcome.DENIED, 10)
+    assert "another host key" in str(result.last.error)
+    assert '"build"' not in (tmp_path / "notes").read_text(), "buildx was not started"
+
+
+async def test_an_orchestrator_that_restarts_does_not_disturb_a_build(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    result = await build(request(tmp_path, ""), FakeFarm(runner, away=3))
+    assert result.outcome is Outcome.SUCCEEDED
+
+
+async def test_waiting_says_what_goes_on(tmp_path: Path) -> None:
+    farm, lines = FakeFarm(None), list[str]()
+    building = asyncio.create_task(build(request(tmp_path, ""), farm, lines))
+    await asyncio.sleep(0.5)
+    farm.ended = ("queue_timeout", "no room for 900 s")
+    with pytest.raises(QueueTimeout, match="no room for 900 s"):
+        await building
+    assert lines == [f"build {LEASE} of o/r", "template: booting"]
+
+
+async def test_a_refused_request_is_raised_as_it_is(tmp_path: Path) -> None:
+    farm = FakeFarm(None, refuse=Denied("not yours"))
+    with pytest.raises(Denied, match="not yours"):
+        await build(request(tmp_path, ""), farm)
+    assert farm.reports == farm.deleted == []
+
+
+async def _hanging(tmp_path: Path) -> None:
+    async with asyncio.timeout(10):
+        while not (tmp_path / "notes.hanging").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "outcome"),
+    [
+        (signal.SIGINT, Cancelled, Outcome.CANCELLED),
+        (signal.SIGTERM, Terminated, Outcome.TERMINATED),
+        (signal.SIGHUP, Terminated, Outcome.TERMINATED),
+    ],
+)
+async def test_a_signal_ends_the_lease_at_once(
+    tmp_path: Path,
+    runner: FakeRunner,
+    number: signal.Signals,
+    error: type[Exception],
+    outcome: Outcome,
+) -> None:
+    farm = FakeFarm(runner)
+    building = asyncio.create_task(build(request(tmp_path, "hang"), farm))
+    await _hanging(tmp_path)
+    started_at = asyncio.get_running_loop().time()
+    os.kill(os.getpid(), number)
+    with pytest.raises(error):
+        await building
+    assert asyncio.get_running_loop().time() - started_at < 8
+    assert farm.deleted == [outcome]
+    assert farm.reports == []
+
+
+async def test_a_signal_while_asking_gives_back_what_was_granted_meanwhile(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    farm = FakeFarm(runner, ask_s=1.0)
+    building = asyncio.create_task(build(request(tmp_path, ""), farm))
+    await asyncio.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Cancelled):
+        await building
+    assert farm.deleted == [Outcome.CANCELLED]
+
+
+async def test_a_lease_ended_by_somebody_else_ends_the_build(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    farm = FakeFarm(runner)
+    building = asyncio.create_task(build(request(tmp_path, "hang"), farm))
+    await _hanging(tmp_path)
+    farm.ended = ("cancelled", "ended by admin")
+    with pytest.raises(Cancelled, match="ended by admin"):
+        await building
+    farm.ended = ("runner_lost", "QEMU is gone")
+
+
+async def test_a_lost_runner_is_worth_another_try(tmp_path: Path) -> None:
+    farm = FakeFarm(None, ended=("runner_lost", "QEMU is gone"))
+    with pytest.raises(InfrastructureError, match="QEMU is gone"):
+        await build(request(tmp_path, ""), farm)
+
+
+async def test_heartbeats_go_on_while_buildx_runs(tmp_path: Path, runner: FakeRunner) -> None:
+    farm = FakeFarm(runner)
+    building = asyncio.create_task(build(request(tmp_path, "hang"), farm))
+    await _hanging(tmp_path)
+    before = farm.beats
+    await asyncio.sleep(1.3)
+    assert farm.beats >= before + 2
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    assert farm.reports[0]["outcome"] is Outcome.INTERNAL
+
+
+async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "PATIENCE_S", 0.6)
+
+    async def away() -> None:
+        raise InfrastructureError("away")
+
+    async with asyncio.timeout(5):
+        with pytest.raises(InfrastructureError):
+            await holding.patiently(away)
