@@ -259,7 +259,7 @@ def from_environment(config: Config, environ: Mapping[str, str] | None = None) -
             raise UsageError(f"MAYFLY_CA={named}: cannot be read")
     elif ca and not os.access(ca, os.R_OK):
         ca = None
-    return Client(url, environ.get("MAYFLY_TOKEN") or _own_token(config), ca)
+    return Client(url, token(config, environ), ca)
 
 
 def local_url(config: Config) -> str:
@@ -285,7 +285,11 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _own_token(config: Config) -> str:
+def token(config: Config, environ: Mapping[str, str] | None = None) -> str:
+    """MAYFLY_TOKEN, else this machine's admin token. Raises `Denied` when there is neither."""
+    environ = os.environ if environ is None else environ
+    if given := environ.get("MAYFLY_TOKEN"):
+        return given
     path = config.state / "admin.token"
     try:
         return path.read_text().strip()

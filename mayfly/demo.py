@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mayfly import base, client, config, golden, stack
-from mayfly.cli.golden import make
+from mayfly import base, client, config, stack
 from mayfly.cli.main import guarded
 from mayfly.cli.output import seconds, show
 from mayfly.config import Config
@@ -49,10 +48,8 @@ def run() -> int:
     if not EXAMPLE.is_dir():
         raise MachineUnfit(f"the example is not at {EXAMPLE}", hint="run from a checkout")
     settings = config.load()
-    prepare(settings)
     with running(settings) as ours, tempfile.TemporaryDirectory(prefix="mayfly-demo-") as scratch:
-        show(f"base image: images/base/{BASE}")
-        base.push(settings, BASE, show)
+        base.publish(settings, BASE, show)
         tag = f"{IMAGE}:demo"
         key = f"demo-{int(time.time())}"
         cold = build("cold", tag, key, Path(scratch), "--no-cache")
@@ -65,15 +62,6 @@ def run() -> int:
     else:
         show("Mayfly was running before and still is")
     return 0
-
-
-def prepare(settings: Config) -> None:
-    """The golden image, unless there is one."""
-    if newest := golden.newest(settings.state):
-        show(f"golden image: {newest.name} is there")
-        return
-    made = make(settings)
-    show(f"golden image: {made.name} is made")
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from mayfly.config import Config
 from mayfly.errors import MayflyError
 from mayfly.golden import newest
 from mayfly.host import machine
+from mayfly.ladder import room as room_of
 from mayfly.model import GIB
-from mayfly.orchestrator.limits import limits
 
 NEEDED_DISK_BYTES = 10 * GIB
 # program -> Debian package
@@ -102,7 +102,7 @@ def _virtualisation(config: Config) -> Iterator[Check]:
             f"none (TCG), compiling is 10 to 20 times slower: {found.reason}",
             "use a machine, or a kind of cloud server, that offers nested virtualisation",
         )
-    room = limits(config, found.memory_bytes, found.cores)
+    room = room_of(config, found.memory_bytes, found.cores)
     refused = [str(size) for size in config.sizes if not room.fits(size)]
     fitting = ", ".join(size.name for size in room.fitting)
     if not fitting:

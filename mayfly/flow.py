@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from mayfly import tools
-from mayfly.build import buildx, check, progress, repo, ssh
+from mayfly.build import buildx, cache, check, progress, repo, ssh
 from mayfly.build import result as results
 from mayfly.build.args import BuildArgs, host_of, parse, repository_of
 from mayfly.build.holding import Api, Show, held, patiently, ready
@@ -152,19 +152,16 @@ async def _attempt(
     relay = ssh.relay_of(view, tls)
     users = buildx.users_logins(request.environ)
     folder.write_logins(buildx.logins({request.registry_host: relay.token}, args.references, users))
+    where = cache.reference(request.registry_host, request.repo, args.cache_key, args.target)
     started_at = time.monotonic()
+    asking = asyncio.create_task(cache.exists(relay.url, where, relay.token, tls))
     try:
         async with ssh.connect(relay, key) as tunnel:
             await tunnel.forward(folder.socket)
+            warm = await asking
             connect_s = time.monotonic() - started_at
             ran = await progress.run(
-                buildx.build_argv(
-                    request.buildx,
-                    args,
-                    folder,
-                    registry_host=request.registry_host,
-                    repo=request.repo,
-                ),
+                buildx.build_argv(request.buildx, args, folder, where, warm=warm),
                 buildx.history_argv(request.buildx),
                 buildx.environment(request.environ, args, folder),
                 log,

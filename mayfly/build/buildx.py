@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import Any
 from mayfly.build.args import BuildArgs, host_of
 
 BUILDER = "mayfly"
-TRUST = "trusted"  # the cache's zone; proven per lease by a later issue
 DOCKER_HUB = "https://index.docker.io/v1/"
 # Of the caller's environment, what would point buildx at another builder, daemon or login.
 _FOREIGN = frozenset({"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_CONTEXT"})
@@ -83,14 +81,21 @@ def create_argv(program: Path, there: Folder) -> tuple[str, ...]:
 
 
 def build_argv(
-    program: Path, args: BuildArgs, there: Folder, *, registry_host: str, repo: str
+    program: Path, args: BuildArgs, there: Folder, cache: str, *, warm: bool
 ) -> tuple[str, ...]:
-    """`buildx build`: ours first, so that the user's, untouched, have the last word."""
+    """`buildx build`: ours first, so that the user's, untouched, have the last word.
+
+    The layer cache `cache` (an image reference) is imported when it is `warm`, and exported; a
+    failing export does not fail the build. What builds nothing (`--check`) leaves it alone.
+    """
     ours: list[str] = []
     if not args.metadata_file:
         ours += ["--metadata-file", str(there.metadata)]
+    if args.builds and warm:
+        ours += ["--cache-from", f"type=registry,ref={cache}"]
     if args.builds:
-        ours += cache_options(registry_host, repo, args.cache_key or key_of(args.target))
+        export = "mode=max,compression=zstd,ignore-error=true"
+        ours += ["--cache-to", f"type=registry,ref={cache},{export}"]
     if not args.kept:
         ours += ["--output", "type=cacheonly"]
     return (str(program), "build", *ours, *args.buildx)
@@ -99,22 +104,6 @@ def build_argv(
 def history_argv(program: Path) -> tuple[str, ...]:
     """`buildx history logs`: the plain log of the newest build, after it ended."""
     return (str(program), "history", "logs", "--progress", "plain", "^0")
-
-
-def cache_options(registry_host: str, repo: str, key: str) -> list[str]:
-    """Import and export of the layer cache. A failing export does not fail the build."""
-    ref = f"type=registry,ref={registry_host}/cache/{TRUST}/{repo}/{key}"
-    return [
-        "--cache-from",
-        ref,
-        "--cache-to",
-        f"{ref},mode=max,compression=zstd,ignore-error=true",
-    ]
-
-
-def key_of(target: str) -> str:
-    """The cache key of a Dockerfile target: its name as far as a reference allows it."""
-    return re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-") or "default"
 
 
 def environment(environ: Mapping[str, str], args: BuildArgs, there: Folder) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """buildx's output: shown as buildx means it, kept whole, and read for what it says by structure.
 
-On a terminal buildx draws on it directly and the plain log is fetched when the build is over;
-elsewhere buildx writes the plain log itself and it is passed on as it comes.
+On a terminal buildx draws on one of its own, which is passed on, and the plain log is fetched when
+the build is over; elsewhere buildx writes the plain log itself and it is passed on as it comes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from mayfly.build.terminal import screen, show
 from mayfly.errors import InfrastructureError, MayflyError
 
 Append = Callable[[int, bytes], Awaitable[int]]
@@ -88,6 +89,7 @@ class Log:
         self._append = append
         self._pending = bytearray()
         self._offset = 0
+        self._turn = asyncio.Lock()
 
     def write(self, data: bytes) -> None:
         """Keep more of the log; never waits."""
@@ -102,10 +104,11 @@ class Log:
 
     async def flush(self) -> None:
         """Upload what there is. Raises what `append` raises; nothing is lost or doubled then."""
-        while chunk := bytes(self._pending[:CHUNK]):
-            await self._append(self._offset, chunk)
-            self._offset += len(chunk)
-            del self._pending[: len(chunk)]
+        async with self._turn:
+            while chunk := bytes(self._pending[:CHUNK]):
+                await self._append(self._offset, chunk)
+                self._offset += len(chunk)
+                del self._pending[: len(chunk)]
 
 
 @asynccontextmanager
@@ -119,16 +122,20 @@ async def uploading(append: Append) -> AsyncIterator[Log]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         with suppress(MayflyError, TimeoutError):
-            async with asyncio.timeout(LAST_TRY_S):
-                await log.flush()
+            await asyncio.wait_for(log.flush(), LAST_TRY_S)
 
 
-def plain(asked: str, environ: Mapping[str, str], *, terminal: bool) -> bool:
-    """Whether buildx will write the plain log to stderr, so that it can be kept as it comes."""
+def display(asked: str, environ: Mapping[str, str], *, terminal: bool) -> str:
+    """How buildx will show progress: `plain` lines, `drawn` on a terminal, or `other`.
+
+    `asked` is the user's --progress, or empty; `terminal` says whether stderr is one.
+    """
     mode = asked or "auto"
     if mode == "auto":
         mode = environ.get("BUILDKIT_PROGRESS") or "auto"
-    return mode == "plain" or (mode == "auto" and not terminal)
+    if mode == "plain" or (mode == "auto" and not terminal):
+        return "plain"
+    return "drawn" if terminal and mode in {"auto", "tty"} else "other"
 
 
 async def run(
@@ -136,48 +143,60 @@ async def run(
 ) -> Ran:
     """Run buildx (argument list `build`) to its end; its plain log goes to `log` either way.
 
-    `asked` is the user's --progress. On a terminal the log is what `history` prints afterwards.
-    Standard input and output are ours. When cancelled: interrupted, killed 2 s later.
+    `asked` is the user's --progress. Where buildx does not write the plain log, it is what
+    `history` prints afterwards. Standard input and output are ours. When cancelled: interrupted,
+    killed 2 s later.
     """
     timeline = Timeline()
+    shown = display(asked, env, terminal=sys.stderr.isatty())
+    last_words = b""
 
     def keep(data: bytes) -> None:
         log.write(data)
         timeline.feed(data)
 
     started_at = time.monotonic()
-    if plain(asked, env, terminal=sys.stderr.isatty()):
-        status = await _run(build, env, keep, _show)
-        seconds = time.monotonic() - started_at
+    if shown == "drawn":
+        async with screen() as drawing:
+            status = await _run(build, env, stderr=drawing.slave)
+        last_words = drawing.last_words
     else:
-        status = await _run(build, env)
-        seconds = time.monotonic() - started_at
+        status = await _run(build, env, show, *([keep] if shown == "plain" else []))
+    seconds = time.monotonic() - started_at
+    if shown != "plain":
         with suppress(TimeoutError):
             async with asyncio.timeout(HISTORY_S):
-                await _run(history, env, keep)
+                await _run(history, env, keep, alone=True)
+        keep(last_words)
     return Ran(status, seconds, timeline)
 
 
 async def quietly(argv: Sequence[str], env: Mapping[str, str]) -> None:
-    """Run a program that should have nothing to say. Raises `InfrastructureError` with what it
-    said when it failed."""
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, said = await process.communicate()
-    if process.returncode:
+    """Run a program that should have nothing to say.
+
+    Raises `InfrastructureError` with the last line of what it said when it failed.
+    """
+    said = bytearray()
+    if await _run(argv, env, said.extend, alone=True):
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         raise InfrastructureError(f"{' '.join(argv[:2])} failed: {last}")
 
 
-async def _run(argv: Sequence[str], env: Mapping[str, str], *takers: Keep) -> int:
-    """One program to its end. Its stderr goes to the `takers`; without any it inherits ours."""
+async def _run(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *takers: Keep,
+    stderr: int = asyncio.subprocess.PIPE,
+    alone: bool = False,
+) -> int:
+    """One program to its end, and never beyond ours; its exit status.
+
+    Its stderr is the descriptor `stderr`, else a pipe whose bytes go to the `takers`. `alone`: it
+    has no standard input and output.
+    """
+    nowhere = asyncio.subprocess.DEVNULL if alone else None
     process = await asyncio.create_subprocess_exec(
-        *argv, env=env, stderr=asyncio.subprocess.PIPE if takers else None
+        *argv, env=env, stdin=nowhere, stdout=nowhere, stderr=stderr
     )
     try:
         if process.stderr is not None:
@@ -193,15 +212,9 @@ async def _run(argv: Sequence[str], env: Mapping[str, str], *takers: Keep) -> in
 async def _stop(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
+        # Not asyncio.timeout(): in a cancelled task Python 3.11.2's raises CancelledError.
         try:
-            async with asyncio.timeout(STOP_S):
-                await process.communicate()
+            await asyncio.wait_for(process.communicate(), STOP_S)
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-def _show(data: bytes) -> None:
-    with suppress(OSError, ValueError):
-        sys.stderr.buffer.write(data)
-        sys.stderr.buffer.flush()

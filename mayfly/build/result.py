@@ -84,7 +84,7 @@ def judge(ran: Ran, *, alive: bool) -> tuple[Outcome, MayflyError | None]:
     if ran.timeline.push_failed:
         return Outcome.NOT_PUBLISHED, NotPublished(
             "the image was built and could not be pushed",
-            hint="BuildKit says why above; build again, finished steps are cached",
+            hint="BuildKit says why above; mend that and build again",
         )
     return Outcome.FAILED, None
 

@@ -112,7 +112,7 @@ async def connect(relay: Relay, key: Key) -> AsyncIterator[Tunnel]:
             connection = await asyncssh.connect(
                 relay.lease,
                 sock=sock,
-                config=(),
+                config=None,
                 username=USER,
                 known_hosts=([asyncssh.import_public_key(relay.host_key)], [], []),
                 x509_trusted_certs=None,
@@ -190,8 +190,7 @@ async def _socket(relay: Relay) -> AsyncIterator[socket.socket]:
             ours.close()
             theirs.close()
             with suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(1):
-                    await web.close()
+                await asyncio.wait_for(web.close(), 1)
 
 
 def _said(error: BaseException) -> str:

@@ -21,6 +21,7 @@ def _group() -> None:
 @app.command("push")
 def push(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="debian, python, or both.")],
+    force: Annotated[bool, typer.Option("--force", help="Make them anew.")] = False,
 ) -> None:
     """Make base images and push them to images/base/… of Mayfly's registry.
 
@@ -37,8 +38,13 @@ def push(
         FROM registry.mayfly.internal:5000/images/base/python
     """
     from mayfly import base, config
+    from mayfly.errors import UsageError
 
     settings = config.load()
+    if unknown := [name for name in names if name not in base.KINDS]:
+        raise UsageError(
+            f"no base image is called {unknown[0]!r}", hint=f"use {' or '.join(base.KINDS)}"
+        )
     for name in names:
-        pushed = base.push(settings, name, show)
+        pushed = base.publish(settings, name, show, force=force)
         print(f"{pushed.reference}@{pushed.digest}")

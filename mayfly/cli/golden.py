@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mayfly.cli.machine import AsJson
 from mayfly.cli.output import print_json, print_table, show
-
-if TYPE_CHECKING:
-    from mayfly.config import Config
-    from mayfly.golden import Golden
 
 app = typer.Typer(
     help="Golden images: what runners start from. `mayfly golden build` makes today's.",
@@ -34,26 +30,10 @@ def build(
         mayfly golden build
         mayfly golden build --force
     """
-    from mayfly import config
+    from mayfly import config, golden
 
-    made = make(config.load(), force=force)
+    made = golden.make(config.load(), show, force=force)
     print(f"{made.name}  {made.digest}")
-
-
-def make(settings: Config, *, force: bool = False) -> Golden:
-    """Today's golden image of this machine. Raises what `golden.build` raises."""
-    from datetime import UTC, datetime
-
-    from mayfly import config, golden, tools
-
-    return golden.build(
-        settings.state,
-        tools=tools.tools_dir(settings.cache),
-        site_certificates=config.site_certificates(settings),
-        today=datetime.now(UTC).date(),
-        progress=show,
-        force=force,
-    )
 
 
 @app.command("ls")

@@ -27,7 +27,7 @@ def run(
 
     Each line goes to `on_line` as it comes. `env` is added to this process's environment. Whatever
     ends the caller (Ctrl-C too) ends the whole group first. Raises `InfrastructureError` with the
-    tool's last words when it fails, `MachineUnfit` when it is not installed.
+    tool's complaint when it fails, `MachineUnfit` when it is not installed.
     """
     try:
         process = subprocess.Popen(
@@ -79,12 +79,13 @@ def end_group(process: subprocess.Popen[str]) -> None:
 
 
 def failure(what: str, lines: Sequence[str], status: int) -> InfrastructureError:
-    """The error that a tool's last words make: a full disk says so whatever else was said."""
+    """The error that a tool's words make: a full disk says so whatever else was said."""
     if any(DISK_FULL in line for line in lines):
         return disk_full(what)
     said = [line for line in lines if line.startswith(("E:", "error", "ERROR", "npm error"))]
-    last = (said or [line for line in lines if line.strip()] or ["no message"])[-1]
-    return InfrastructureError(f"{what} failed ({status}): {last[:300]}")
+    # The first complaint is the cause; what follows says that something failed.
+    cause = said[0] if said else next((line for line in reversed(lines) if line.strip()), "")
+    return InfrastructureError(f"{what} failed ({status}): {cause[:300] or 'no message'}")
 
 
 def disk_full(what: str) -> InfrastructureError:

@@ -163,19 +163,21 @@ def prepare(root: Path, kernel: Kernel) -> None:
             os.mkfifo(root / OWN / name, 0o600)
 
 
-def write_identity(identity: Identity, root: Path, boot_id: str) -> None:
-    """Put the identity's files under `root`, all on tmpfs, overwriting what is there.
+def write_keys(identity: Identity, root: Path) -> None:
+    """Put what sshd needs under `root`, on tmpfs, overwriting what is there. Raises OSError."""
+    own = root / OWN
+    write_file(own / "ssh_host_ed25519_key", identity.ssh_host_key.rstrip("\n") + "\n", 0o600)
+    # sshd reads this one as the user who logs in; it is a public key.
+    write_file(own / "authorized_keys", identity.authorized_key + "\n")
 
-    Raises OSError.
-    """
+
+def write_names(identity: Identity, root: Path, boot_id: str) -> None:
+    """Put the rest of the identity under `root`, in the same way. Raises OSError."""
     own = root / OWN
     write_file(own / "machine-id", identity.machine_id + "\n")
     write_file(own / "boot_id", boot_id + "\n")
     write_file(own / "hostname", identity.hostname + "\n")
     write_file(own / "registry-ca.pem", identity.registry_ca_pem)
-    write_file(own / "ssh_host_ed25519_key", identity.ssh_host_key.rstrip("\n") + "\n", 0o600)
-    # sshd reads this one as the user who logs in; it is a public key.
-    write_file(own / "authorized_keys", identity.authorized_key + "\n")
 
 
 def uuid_text(random: bytes) -> str:
@@ -295,6 +297,11 @@ def set_cpus(online: int, root: Path = Path("/sys/devices/system/cpu")) -> None:
             switch.write_text(wanted)
 
 
+def warm_up() -> None:
+    """Be sshd's first guest: what its second one needs has then run once (see the top)."""
+    banner(30)
+
+
 def banner(timeout_s: float, address: tuple[str, int] = ("127.0.0.1", 22)) -> None:
     """Wait until an SSH server says its first word. Raises `Refused` when it doesn't in time."""
     end = time.monotonic() + timeout_s
@@ -379,7 +386,6 @@ class Agent:
         buildkit_answers(60)
         rehearse(self._root)
         self._start_sshd()
-        time.sleep(1)
         set_cpus(online)
         os.sync()
         self._kernel.rest(True)
@@ -391,6 +397,15 @@ class Agent:
             self._sshd_config = (self._root / SSHD_CONFIG).read_bytes()
             self._kernel.start_sshd(self._root / OWN / "sshd_config")
             self._sshd_waits = True
+
+    def _let_sshd_go(self) -> int:
+        """Give the waiting sshd its configuration; the descriptor that tells when it listens."""
+        self._start_sshd()
+        listens = os.open(self._root / OWN / "sshd_listens", os.O_RDONLY | os.O_NONBLOCK)
+        config = os.open(self._root / OWN / "sshd_config", os.O_WRONLY)
+        os.write(config, self._sshd_config)
+        os.close(config)
+        return listens
 
     def _identity(self, message: Message) -> Message:
         identity = parse_identity(message)
@@ -410,20 +425,17 @@ class Agent:
         took("entropy")
         self._kernel.set_clock_ns(identity.unix_time_ns)
         took("clock")
-        write_identity(identity, self._root, uuid_text(os.urandom(16)))
+        write_keys(identity, self._root)
+        listens = self._let_sshd_go()
+        took("keys")
+        # Meanwhile, on another CPU, sshd loads them.
+        write_names(identity, self._root, uuid_text(os.urandom(16)))
         self._kernel.set_hostname(identity.hostname)
-        took("files")
-        self._start_sshd()
-        listens = os.open(self._root / OWN / "sshd_listens", os.O_RDONLY | os.O_NONBLOCK)
-        config = os.open(self._root / OWN / "sshd_config", os.O_WRONLY)
-        os.write(config, self._sshd_config)
-        os.close(config)
+        took("names")
         if not select.select([listens], [], [], 30)[0]:
             raise Refused("sshd does not listen")
         os.close(listens)
         took("sshd_listens")
-        banner(30)
-        took("sshd_banner")
 
         seconds_left = identity.deadline_unix_s - identity.unix_time_ns / 1e9
         self._afterwards = lambda: self._settle(identity, seconds_left)
@@ -436,6 +448,7 @@ class Agent:
         deadline.start()
 
         steps: tuple[Callable[[], None], ...] = (
+            warm_up,
             lambda: self._kernel.rest(False),
             lambda: write_file(self._root / "proc/self/oom_score_adj", "-1000"),
             lambda: set_cpus(identity.cpus),
@@ -446,7 +459,7 @@ class Agent:
             for step in steps:
                 try:
                     step()
-                except OSError as fault:
+                except (OSError, Refused) as fault:
                     print(f"after identity: {fault}", flush=True)
 
         threading.Thread(target=grow, daemon=True).start()
@@ -577,7 +590,11 @@ def real_kernel() -> Kernel:
                 os.kill(int(process), signal.SIGSTOP if yes else signal.SIGCONT)
 
     def start_sshd(config: Path) -> None:
-        subprocess.Popen([SSHD, "-D", "-f", config], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([SSHD, "-D", "-f", config], stdin=subprocess.DEVNULL)
+        waits_in = Path(f"/proc/{process.pid}/wchan")
+        end = time.monotonic() + 10
+        while time.monotonic() < end and waits_in.read_text() != "wait_for_partner":
+            time.sleep(0.02)
 
     return Kernel(
         add_entropy=add_entropy,

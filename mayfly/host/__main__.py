@@ -12,7 +12,7 @@ from mayfly.config import Config, load
 from mayfly.errors import MachineUnfit, MayflyError
 from mayfly.host import machine
 from mayfly.host.server import Host, serve
-from mayfly.stack.users import EDGE, ORCHESTRATOR
+from mayfly.users import EDGE, ORCHESTRATOR
 
 
 async def _run(config: Config) -> None:
@@ -26,13 +26,19 @@ async def _run(config: Config) -> None:
     host = Host(config, await machine.inspect(config))
     await host.start()
     async with asyncio.TaskGroup() as servers:
-        control = servers.create_task(
-            serve(config.run / "host.sock", uid=ORCHESTRATOR, operations=host.control)
-        )
-        dial = servers.create_task(serve(config.run / "dial.sock", uid=EDGE, operations=host.dial))
+        tasks = [
+            servers.create_task(
+                serve(config.run / "host.sock", uid=ORCHESTRATOR, operations=host.control)
+            ),
+            servers.create_task(serve(config.run / "dial.sock", uid=EDGE, operations=host.dial)),
+        ]
+
+        def stop() -> None:
+            for task in tasks:
+                task.cancel()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            for task in (control, dial):
-                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 def main() -> int:

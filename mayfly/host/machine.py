@@ -7,14 +7,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mayfly import ladder
 from mayfly.config import Config
 from mayfly.errors import MachineUnfit
 from mayfly.host.argv import Hardware
-from mayfly.model import GIB, MIB, Size
+from mayfly.ladder import Room
+from mayfly.model import MIB
 
 MINIMUM_QEMU = (8, 2)
 """The first QEMU whose `migrate` writes `file:` (its 8.2 changelog)."""
@@ -50,13 +51,14 @@ async def inspect(config: Config) -> Machine:
     """
     version = await qemu_version(config.vm.qemu)
     accelerator, reason = await _accelerator(config, version)
+    memory, cores = ladder.physical()
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     return Machine(
         qemu_version=version,
         accelerator=accelerator,
         reason=reason,
-        cores=len(os.sched_getaffinity(0)),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cores=cores,
+        memory_bytes=memory,
         cpu=cpu[1] if cpu else "unknown",
     )
 
@@ -144,25 +146,9 @@ async def probe_kvm(program: str, directory: Path, timeout_s: float = 10) -> tup
     return False, f"QEMU with KVM ended with {process.returncode}: {lines[-1]}"
 
 
-def pool_bytes(config: Config, machine: Machine) -> int:
-    """Memory that all runners together may have."""
-    if config.pool.memory_gb:
-        return config.pool.memory_gb * GIB
-    return max(0, machine.memory_bytes - config.pool.reserve_gb * GIB)
-
-
-def fitting(sizes: Sequence[Size], *, memory_bytes: int, cpus: float) -> tuple[Size, ...]:
-    """The rungs that this machine can hold, in the order given."""
-    return tuple(s for s in sizes if s.memory_bytes <= memory_bytes and s.cpus <= cpus)
-
-
-def sizes(config: Config, machine: Machine) -> tuple[Size, ...]:
-    """The rungs of the configured ladder that this machine can hold, smallest first."""
-    return fitting(
-        config.sizes,
-        memory_bytes=pool_bytes(config, machine),
-        cpus=machine.cores * config.pool.cpu_overcommit,
-    )
+def room(config: Config, machine: Machine) -> Room:
+    """What runners may use together here, and the sizes that fit."""
+    return ladder.room(config, machine.memory_bytes, machine.cores)
 
 
 def hardware(config: Config, machine: Machine) -> Hardware:
@@ -170,7 +156,8 @@ def hardware(config: Config, machine: Machine) -> Hardware:
 
     Raises `MachineUnfit` when not even the smallest rung fits.
     """
-    fit = sizes(config, machine)
+    there = room(config, machine)
+    fit = there.fitting
     if not fit:
         smallest = config.sizes[0]
         raise MachineUnfit(
@@ -187,6 +174,6 @@ def hardware(config: Config, machine: Machine) -> Hardware:
         cpu_model="host,migratable=on" if kvm else "max",
         cpus=max(s.cpus for s in fit),
         boot_memory_bytes=boot,
-        max_memory_bytes=boot + pool_bytes(config, machine) // (128 * MIB) * (128 * MIB),
+        max_memory_bytes=boot + there.memory_bytes // (128 * MIB) * (128 * MIB),
         host_cpu=machine.cpu if kvm else "",
     )

@@ -50,6 +50,7 @@ class Host:
         self._machine = found
         self._runners = Runners(config, found)
         self._making = asyncio.Lock()
+        self._waiting: list[Progress] = []
         self.control: Mapping[str, Operation] = {
             "about": self._about,
             "prepare": self._prepare,
@@ -78,8 +79,7 @@ class Host:
             "qemu_version": found.qemu,
             "cores": found.cores,
             "memory_bytes": found.memory_bytes,
-            "pool_bytes": machine.pool_bytes(self._config, found),
-            "sizes": [s.name for s in machine.sizes(self._config, found)],
+            "sizes": [s.name for s in machine.room(self._config, found).fitting],
             "template": current.key if current else None,
             "golden": image
             and {
@@ -94,13 +94,21 @@ class Host:
         return {"template": made.key}, None
 
     async def _template(self, progress: Progress) -> template.Template:
-        if self._making.locked():
-            progress("waiting for the template that is being made")
-        async with self._making:
-            made = await template.ensure(self._config, self._machine, progress)
-            for key in template.prune(self._config, {made.key, *self._runners.templates}):
-                log.info("template removed", template=key)
-            return made
+        """The template, made by the first who asks; everyone who waits hears how it goes."""
+        self._waiting.append(progress)
+        try:
+            async with self._making:
+                made = await template.ensure(self._config, self._machine, self._tell)
+                for key in template.prune(self._config, {made.key, *self._runners.templates}):
+                    log.info("template removed", template=key)
+                return made
+        finally:
+            self._waiting.remove(progress)
+
+    def _tell(self, line: str) -> None:
+        log.info(line)
+        for progress in self._waiting:
+            progress(line)
 
     async def _create(self, request: Message, progress: Progress) -> tuple[Message, None]:
         try:
@@ -158,7 +166,6 @@ async def _answer(connection: socket.socket, uid: int, operations: Mapping[str, 
     wake = asyncio.Event()
 
     def progress(line: str) -> None:
-        log.info(line)
         pending.append(encode({"progress": line}))
         wake.set()
 

@@ -87,7 +87,7 @@ class Template:
 
 def shape(config: Config, found: Machine, image: golden.Golden) -> Shape:
     """The shape of this machine's one template. Raises `MachineUnfit` when no size fits."""
-    fit = machine.sizes(config, found)
+    fit = machine.room(config, found).fitting
     hardware = machine.hardware(config, found)
     return Shape(
         golden_digest=image.digest,

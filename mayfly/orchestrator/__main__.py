@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +21,17 @@ import uvicorn
 from mayfly import vm
 from mayfly.config import Config, load
 from mayfly.errors import Conflict, InfrastructureError, MayflyError
+from mayfly.ladder import physical
 from mayfly.orchestrator import trust
 from mayfly.orchestrator.api import create_app
 from mayfly.orchestrator.edge import EdgeClient
 from mayfly.orchestrator.events import Hub
 from mayfly.orchestrator.ledger import Ledger
-from mayfly.orchestrator.limits import limits, machine
+from mayfly.orchestrator.limits import limits
 from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.reconcile import Reconciler
-from mayfly.orchestrator.service import About, Service, about_nothing
+from mayfly.orchestrator.service import Service
 from mayfly.registry import tokens
 from mayfly.store.leases import LeaseStore
 from mayfly.vm.provider import Provider
@@ -44,11 +45,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-async def serve(
-    config: Config,
-    provider: Provider,
-    about: Callable[[], Awaitable[About]] = about_nothing,
-) -> None:
+async def serve(config: Config, provider: Provider) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises `InfrastructureError` when a key is missing, `Conflict` when another orchestrator runs
@@ -66,7 +63,7 @@ async def serve(
         stack.enter_context(_only_one(home / "lock"))
         store = stack.enter_context(closing(LeaseStore(home / "leases.sqlite")))
         edge = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
-        metrics, room = Metrics(), limits(config, *machine())
+        metrics, room = Metrics(), limits(config, *physical())
         ledger = Ledger(store, Hub(), metrics)
         reconciler = Reconciler(ledger, provider, edge, room, metrics, now)
         service = Service(
@@ -79,7 +76,7 @@ async def serve(
             Logs(home / "logs"),
             metrics,
             now,
-            about=about,
+            provider.about,
         )
         server = _Server(
             uvicorn.Config(

@@ -69,7 +69,6 @@ class Reconciler:
 
     async def run(self) -> None:
         """Reconcile for ever. A step that fails is logged and comes round again."""
-        self._started_at = self._clock()
         try:
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(_forever(self._look, self._look_now, TICK_S))
@@ -88,6 +87,8 @@ class Reconciler:
             await self._prepare()
         except MayflyError as error:
             log.warning("provider is not prepared", error=str(error))
+        except Exception:
+            log.exception("provider is not prepared")
 
     def facts(self) -> plan.Facts:
         """What the next plan goes by."""

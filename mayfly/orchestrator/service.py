@@ -15,27 +15,26 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 
-from typing_extensions import TypedDict
-
 from mayfly.config import Config
-from mayfly.errors import Conflict, Unauthenticated
+from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
+from mayfly.ladder import choose
 from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome
 from mayfly.orchestrator import docker, plan, states, views
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.forms import ReportForm
 from mayfly.orchestrator.ledger import Ledger
-from mayfly.orchestrator.limits import Limits, choose
+from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.reconcile import Reconciler
 from mayfly.orchestrator.trust import Principal, Trust
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
+from mayfly.vm.provider import About
 from mayfly.wire import (
     AskedJson,
     BeatJson,
     BuildJson,
-    GoldenJson,
     LeaseJson,
     StatusJson,
     TokenJson,
@@ -45,18 +44,6 @@ from mayfly.wire import (
 LONGEST_WAIT_S = 25.0
 KEEP_ALIVE_S = 10.0
 BUILDS_SHOWN = 100
-
-
-class About(TypedDict):
-    """What the machine's side tells for the status."""
-
-    accelerator: str
-    golden: GoldenJson | None
-
-
-async def about_nothing() -> About:
-    """For a provider that has nothing to tell."""
-    return {"accelerator": "none", "golden": None}
 
 
 def new_id() -> str:
@@ -80,8 +67,8 @@ class Service:
         logs: Logs,
         metrics: Metrics,
         clock: Callable[[], datetime],
+        about: Callable[[], Awaitable[About]],
         *,
-        about: Callable[[], Awaitable[About]] = about_nothing,
         new_id: Callable[[], str] = new_id,
     ) -> None:
         self._config = config
@@ -214,7 +201,10 @@ class Service:
 
     async def status(self) -> StatusJson:
         """All of it, for `mayfly status --json`."""
-        about = await self._about()
+        try:
+            about = await self._about()
+        except InfrastructureError:  # the rest of the status is worth having
+            about = About(accelerator="unknown", golden=None)
         return views.status(
             self._config,
             self._limits,

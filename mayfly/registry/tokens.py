@@ -174,7 +174,7 @@ class Verifier:
                 lease=str(payload.get("lease", "")),
                 attempt=int(payload.get("attempt", 0)),
             )
-        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError) as error:
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError) as error:
             raise Unauthenticated(f"the token is not valid here: {error}") from None
         if claims.expires_at <= now:
             raise Unauthenticated("the token has expired")

@@ -13,10 +13,11 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
+from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError
-from mayfly.stack import lifecycle, users
-from mayfly.stack.lifecycle import nothing as prepare
+from mayfly.stack import lifecycle
+from mayfly.stack.prepare import prepare
 
 
 def main() -> int:

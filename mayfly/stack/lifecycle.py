@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError, from_code
 from mayfly.host.runners import teardown
@@ -26,9 +27,9 @@ from mayfly.stack import (
     services,
     settings,
     supervise,
-    users,
 )
 from mayfly.stack.files import PUBLIC, place
+from mayfly.stack.prepare import prepare
 from mayfly.stack.process import Process, identify
 from mayfly.stack.services import Service
 from mayfly.stack.supervise import Progress, Supervisor
@@ -81,12 +82,8 @@ def running(config: Config) -> Status | None:
     return Status(found.supervisor.pid, datetime.fromisoformat(found.since), found.ready, programs)
 
 
-async def nothing(config: Config, progress: Progress) -> None:
-    """No preparations."""
-
-
 def up(
-    config: Config, detach: bool, progress: Progress, *, prepare: Prepare = nothing
+    config: Config, detach: bool, progress: Progress, *, prepare: Prepare = prepare
 ) -> Status | None:
     """Start everything, and say so line by line.
 
@@ -112,20 +109,17 @@ async def supervised(
     config: Config, progress: Progress, prepare: Prepare, ready: Callable[[], None]
 ) -> None:
     """Be the supervisor, until SIGTERM, SIGINT or SIGHUP. `ready` is called once all is."""
-    loop = asyncio.get_running_loop()
-    me = asyncio.current_task()
-    if me is None:
-        raise InfrastructureError("not in a task")
+    told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, me.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
     users.make_folders(config.state)
-    with record.lock(config.run), contextlib.suppress(asyncio.CancelledError):
+    with record.lock(config.run):
         table = make_state(config, datetime.now(UTC))
         hosts.add(config)
-        supervisor = Supervisor(
-            table, config.run, config.state / "log", progress, datetime.now(UTC)
-        )
-        try:
+        logs = config.state / "log"
+        supervisor = Supervisor(table, config.run, logs, progress, datetime.now(UTC))
+
+        async def work() -> None:
             await supervisor.start()
             await prepare(config, progress)
             supervisor.ready()
@@ -134,9 +128,15 @@ async def supervised(
             while True:
                 await asyncio.sleep(UPKEEP_S)
                 secrets.ensure(config, datetime.now(UTC))
+
+        working = asyncio.create_task(work())
+        stopping = asyncio.create_task(told.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await working
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.add_signal_handler(number, lambda: progress("stopping already"))
             await supervisor.stop()
             await teardown(config)
             hosts.remove(config)

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
-from mayfly.stack import record, seaweed, supervise, users
+from mayfly.stack import record, seaweed, supervise
 from mayfly.stack.files import read
 from mayfly.stack.process import identify
 from mayfly.stack.record import Record

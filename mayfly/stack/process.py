@@ -107,10 +107,9 @@ class Process:
 
     async def stop(self, grace_s: float) -> str:
         """SIGTERM, and SIGKILL when it has not ended `grace_s` later; as `wait`."""
+        ended = asyncio.create_task(self.wait())
         self.signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace_s):
-                return await self.wait()
-        except TimeoutError:
-            self.signal(signal.SIGKILL)
-            return await self.wait()
+        # Not asyncio.timeout, which in a cancelled task raises the wrong error (Python 3.11.2).
+        await asyncio.wait({ended}, timeout=grace_s)
+        self.signal(signal.SIGKILL)
+        return await ended

@@ -48,8 +48,8 @@ def load(run: Path) -> Record | None:
     """The record, of a living supervisor or a dead one; None when there is none to be read."""
     content = read(path(run))
     try:
-        data = json.loads(content) if content else None
-        return data and Record(
+        data = json.loads(content or b"")
+        return Record(
             Identity(**data["supervisor"]),
             str(data["since"]),
             bool(data["ready"]),

@@ -20,9 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mayfly import users
 from mayfly.config import S3, Config
 from mayfly.errors import InfrastructureError, MachineUnfit
-from mayfly.stack import certificates, users
+from mayfly.stack import certificates
 from mayfly.stack import secrets as secrets_
 from mayfly.stack.files import place, read
 

@@ -12,9 +12,10 @@ import secrets
 from datetime import datetime
 from pathlib import Path
 
+from mayfly import users
 from mayfly.config import Config
 from mayfly.registry import tokens
-from mayfly.stack import certificates, users
+from mayfly.stack import certificates
 from mayfly.stack.files import PUBLIC, place, read
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mayfly
+from mayfly import users
 from mayfly.config import S3, Config
 from mayfly.registry import distribution
-from mayfly.stack import seaweed, users
+from mayfly.stack import seaweed
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,9 @@ def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Servi
                 env=base | {"HOME": str(place)},
                 needs=(config.state, seaweed.binary()),
                 ready=Probe(s3.endpoint.removeprefix("http://"), "/", frozenset({200, 403})),
+                # Its orderly end waits 15 s for connections among its own parts. What is written is
+                # with the kernel at once, so a kill loses nothing; tests/stack/test_seaweed.py.
+                stop_s=2,
             )
         )
     services += [

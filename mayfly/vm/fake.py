@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mayfly.model import Runner, RunnerSpec
-from mayfly.vm.provider import Progress
+from mayfly.vm.provider import About, Progress
 
 
 class Fake:
@@ -25,6 +25,7 @@ class Fake:
     """
 
     name = "fake"
+    golden = False
 
     def __init__(
         self,
@@ -69,6 +70,10 @@ class Fake:
     def put(self, runner: str, size: str = "t1") -> None:
         """A runner that nobody asked for."""
         self._keep(Runner(runner, size, ready=True, ssh_host_key=host_key(runner)))
+
+    async def about(self) -> About:
+        """There is no machine to tell of."""
+        return {"accelerator": "none", "golden": None}
 
     async def prepare(self, progress: Progress) -> None:
         await self._act("prepare", "", 0)

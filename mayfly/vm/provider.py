@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from mayfly.model import Runner, RunnerSpec
+from mayfly.wire import GoldenJson
 
 Progress = Callable[[str], None]
 """Takes one line that a person reads while something long goes on."""
 
 
+class About(TypedDict):
+    """What a provider says of the machines that it makes runners on."""
+
+    accelerator: str
+    golden: GoldenJson | None
+
+
 class Provider(Protocol):
-    """Makes, lists and unmakes runners; knows nothing of leases, tenants or policy."""
+    """Makes, lists and unmakes runners; knows nothing of leases, tenants or policy.
+
+    `golden` says whether its runners start from a golden image of this machine.
+    """
 
     name: str
+    golden: bool
+
+    async def about(self) -> About:
+        """For the status. Raises `Unreachable` when the provider cannot be asked."""
 
     async def prepare(self, progress: Progress) -> None:
         """Make whatever the first runner would otherwise wait for (a template, a warm pool).

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from mayfly.config import Config
 from mayfly.model import Runner, RunnerSpec
 from mayfly.vm.client import ControlClient
-from mayfly.vm.protocol import Message
-from mayfly.vm.provider import Progress
+from mayfly.vm.provider import About, Progress
 
 
 class Qemu:
     """Runners are QEMU VMs of this machine, made by its host program."""
 
     name = "qemu"
+    golden = True
 
     def __init__(self, config: Config) -> None:
         self._host = ControlClient(config.run / "host.sock")
 
-    async def about(self) -> Message:
-        """What the machine is: accelerator, golden image, template."""
-        return await self._host.about()
+    async def about(self) -> About:
+        """The accelerator and the newest golden image of the machine."""
+        told = await self._host.about()
+        image = told["golden"]
+        if image is not None:
+            made = datetime.fromisoformat(image["created_at"])
+            age_s = (datetime.now(UTC) - made).total_seconds()
+            image = {"name": image["name"], "digest": image["digest"], "age_s": round(age_s)}
+        return {"accelerator": str(told["accelerator"]), "golden": image}
 
     async def prepare(self, progress: Progress) -> None:
         """Have the template made."""

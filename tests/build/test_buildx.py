@@ -5,18 +5,23 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from mayfly.build import args, buildx
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from mayfly.build import args, buildx, cache
 
 HOST = "registry.mayfly.internal:5000"
 HUB = "https://index.docker.io/v1/"
 
 
-def _argv(*words: str) -> list[str]:
+CACHE = f"{HOST}/cache/trusted/o/r/default"
+
+
+def _argv(*words: str, warm: bool = True) -> list[str]:
     parsed = args.parse(words, HOST, docker=True)
     there = buildx.Folder(Path("/tmp/x"))
-    return list(
-        buildx.build_argv(Path("/bin/buildx"), parsed, there, registry_host=HOST, repo="o/r")
-    )
+    return list(buildx.build_argv(Path("/bin/buildx"), parsed, there, CACHE, warm=warm))
 
 
 def test_ours_come_first_and_the_users_follow_untouched() -> None:
@@ -27,14 +32,45 @@ def test_ours_come_first_and_the_users_follow_untouched() -> None:
 
 
 def test_the_layer_cache_is_imported_and_exported_without_failing_the_build() -> None:
-    argv = _argv("--target", "Web_1", ".")
-    ref = f"type=registry,ref={HOST}/cache/trusted/o/r/web-1"
-    assert argv[argv.index("--cache-from") + 1] == ref
+    argv = _argv(".")
+    assert argv[argv.index("--cache-from") + 1] == f"type=registry,ref={CACHE}"
     exported = argv[argv.index("--cache-to") + 1]
-    assert exported == f"{ref},mode=max,compression=zstd,ignore-error=true"
-    assert "cache/trusted/o/r/own" in " ".join(_argv("--mayfly-cache-key", "own", "."))
-    assert "cache/trusted/o/r/default" in " ".join(_argv("."))
+    options = "mode=max,compression=zstd,ignore-error=true"
+    assert exported == f"type=registry,ref={CACHE},{options}"
     assert "--cache-to" not in _argv("--check", ".")
+    assert "--cache-from" not in _argv("--check", ".")
+
+
+def test_a_cache_that_is_not_there_yet_is_only_exported() -> None:
+    argv = _argv(".", warm=False)
+    assert "--cache-from" not in argv
+    assert "--cache-to" in argv
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "name"),
+    [("", "", "default"), ("", "Web_1", "web-1"), ("own", "web", "own"), ("", "_", "default")],
+)
+def test_where_the_cache_is(key: str, target: str, name: str) -> None:
+    assert cache.reference(HOST, "o/r", key, target) == f"{HOST}/cache/trusted/o/r/{name}"
+
+
+async def test_whether_there_is_a_cache_yet() -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def manifest(request: web.Request) -> web.Response:
+        asked.append((request.path, request.headers["Authorization"]))
+        return web.Response(status={"none": 404, "some": 200}.get(request.match_info["key"], 503))
+
+    app = web.Application()
+    app.router.add_get("/v2/cache/trusted/o/r/{key}/manifests/latest", manifest)
+    async with TestServer(app) as server:
+        relay = f"ws://127.0.0.1:{server.port}"
+        for key, there in (("none", False), ("some", True), ("broken", True)):
+            where = f"{HOST}/cache/trusted/o/r/{key}"
+            assert await cache.exists(relay, where, "t", None) is there
+    assert asked[0] == ("/v2/cache/trusted/o/r/none/manifests/latest", "Bearer t")
+    assert await cache.exists(relay, CACHE, "t", None), "nobody says that there is none"
 
 
 def test_the_result_stays_in_the_cache_unless_told_otherwise() -> None:

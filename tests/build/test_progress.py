@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -103,21 +105,23 @@ def test_an_outcome_is_judged_by_structure(
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "terminal", "plain"),
+    ("asked", "environ", "terminal", "shown"),
     [
-        ("", {}, False, True),
-        ("", {}, True, False),
-        ("plain", {}, True, True),
-        ("quiet", {}, False, False),
-        ("rawjson", {}, False, False),
-        ("auto", {"BUILDKIT_PROGRESS": "plain"}, True, True),
-        ("", {"BUILDKIT_PROGRESS": "quiet"}, False, False),
+        ("", {}, False, "plain"),
+        ("", {}, True, "drawn"),
+        ("tty", {}, True, "drawn"),
+        ("tty", {}, False, "other"),
+        ("plain", {}, True, "plain"),
+        ("quiet", {}, False, "other"),
+        ("rawjson", {}, True, "other"),
+        ("auto", {"BUILDKIT_PROGRESS": "plain"}, True, "plain"),
+        ("", {"BUILDKIT_PROGRESS": "quiet"}, False, "other"),
     ],
 )
-def test_when_buildx_writes_the_plain_log_itself(
-    asked: str, environ: dict[str, str], terminal: bool, plain: bool
+def test_how_buildx_shows_progress(
+    asked: str, environ: dict[str, str], terminal: bool, shown: str
 ) -> None:
-    assert progress.plain(asked, environ, terminal=terminal) is plain
+    assert progress.display(asked, environ, terminal=terminal) == shown
 
 
 async def test_the_log_arrives_whole_although_uploads_fail() -> None:
@@ -148,6 +152,22 @@ async def test_the_log_arrives_whole_although_uploads_fail() -> None:
     assert stored == text
 
 
+async def test_two_uploads_at_once_neither_lose_nor_double() -> None:
+    stored = bytearray()
+
+    async def append(offset: int, data: bytes) -> int:
+        await asyncio.sleep(0.01)
+        assert offset <= len(stored)
+        stored[offset:] = data
+        return len(stored)
+
+    log = progress.Log(append)
+    for _ in range(5):
+        log.write(b"abc")
+        await asyncio.gather(log.flush(), log.flush())
+    assert stored == b"abc" * 5
+
+
 async def test_both_ways_keep_the_plain_log(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     build = [sys.executable, "-c", "import sys; sys.stderr.write('seen'); sys.exit(3)"]
     history = [sys.executable, "-c", "import sys; sys.stderr.write('#1 x\\n#1 CACHED\\n')"]
@@ -166,12 +186,22 @@ async def test_both_ways_keep_the_plain_log(capfdbinary: pytest.CaptureFixture[b
         assert capfdbinary.readouterr().err == b"seen"
 
 
-async def test_a_cancelled_program_is_ended(tmp_path: object) -> None:
-    argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_cancelled_program_is_ended(
+    stubborn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "STOP_S", 0.5)
+    code = "import os, signal, sys, time\n"
+    code += "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if stubborn else ""
+    code += "open(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)"
     log = progress.Log(lambda offset, data: asyncio.sleep(0, offset))
+    argv = [sys.executable, "-c", code, str(tmp_path / "pid")]
     task = asyncio.create_task(progress.run(argv, [], {}, log, asked="plain"))
-    await asyncio.sleep(0.3)
-    task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -74,6 +74,7 @@ async def test_the_users_own_keys_and_hosts_are_not_used(
     dot_ssh = tmp_path / ".ssh"
     dot_ssh.mkdir()
     key.write_private_key(str(dot_ssh / "id_ed25519"))
+    (dot_ssh / "config").write_text("Host *\n  PubkeyAuthentication no\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     async with runner(tmp_path, key) as there:
         (dot_ssh / "known_hosts").write_text(f"* {there.host_key}\n")
@@ -83,6 +84,8 @@ async def test_the_users_own_keys_and_hosts_are_not_used(
         with pytest.raises(Denied, match="another host key"):
             async with ssh.connect(there.relay(host_key=ssh.public_line(other)), key):
                 pytest.fail("trusted the user's known_hosts")
+        async with ssh.connect(there.relay(), key) as tunnel:
+            assert await tunnel.alive(), "the user's own configuration changes nothing"
 
 
 async def test_a_refused_token_and_an_absent_edge_are_told_apart(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ class Farm:
     clock: Clock
     ledger: Ledger
     reconciler: reconcile.Reconciler
+    service: Service
     api: Client
     http: httpx.AsyncClient
 
@@ -180,6 +181,7 @@ async def farm(
         Logs(home / "logs"),
         metrics,
         clock,
+        provider.about,
     )
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
     running = asyncio.create_task(reconciler.run()) if reconciling else None
@@ -188,7 +190,7 @@ async def farm(
             Client("http://farm", ADMIN, transport=transport) as api,
             httpx.AsyncClient(transport=transport, base_url="http://farm") as http,
         ):
-            yield Farm(config, provider, edge, clock, ledger, reconciler, api, http)
+            yield Farm(config, provider, edge, clock, ledger, reconciler, service, api, http)
     finally:
         if running:
             running.cancel()

@@ -12,7 +12,15 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from mayfly.errors import Conflict, Denied, NotFound, TooBig, Unauthenticated, UsageError
+from mayfly.errors import (
+    Conflict,
+    Denied,
+    NotFound,
+    TooBig,
+    Unauthenticated,
+    Unreachable,
+    UsageError,
+)
 from mayfly.model import LeaseRequest, Outcome
 from mayfly.orchestrator import reconcile, states
 from mayfly.orchestrator.api import MAX_BODY_BYTES
@@ -406,6 +414,17 @@ async def test_status_has_what_the_interface_names(f: Farm) -> None:
     assert [lease["id"] for lease in status["leases"]] == [one, two]
     assert [build["id"] for build in status["builds"]] == [two, one]
     assert status["registry"] == "registry.mayfly.internal:5000"
+
+
+async def test_status_does_without_the_machines_side(
+    f: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> None:
+        raise Unreachable("the host does not answer")
+
+    monkeypatch.setattr(f.service, "_about", away)
+    status = await f.api.status()
+    assert (status["accelerator"], status["golden"]) == ("unknown", None)
 
 
 async def test_metrics_count(f: Farm) -> None:

@@ -134,6 +134,26 @@ async def test_killed_and_started_again_everything_is_as_it_was(
     assert second.returncode == 0
 
 
+async def test_who_waits_is_told_over_the_stream(state: Path, edge: set[str]) -> None:
+    process = start(state)
+    try:
+        async with api(state) as client:
+            one, two = [(await client.ask(REQUEST, ""))["id"] for _ in range(2)]
+            await ready(client, one)
+            await ready(client, two)
+            three = (await client.ask(REQUEST, ""))["id"]
+            lines = []
+            async with asyncio.timeout(20):
+                async for line in client.events(three):
+                    lines.append(line)
+                    await client.end(one)
+            assert lines == ["waiting for room in the pool, place 1"]
+            assert (await client.lease(three))["state"] == "ready"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 async def test_ended_by_a_signal_it_leaves_leases_untouched(state: Path, edge: set[str]) -> None:
     process = start(state)
     async with api(state) as client:

@@ -191,6 +191,17 @@ async def test_an_edge_that_is_away_delays_readiness_and_ends_no_build(tmp_path:
         await f.until(lease_id, "ended")
 
 
+@pytest.mark.parametrize("error", [InfrastructureError("no image"), OSError("disk")])
+async def test_a_preparation_that_fails_at_the_start_stops_nothing(
+    tmp_path: Path, error: Exception
+) -> None:
+    provider = Fake()
+    provider.fail("prepare", error)
+    async with farm(configuration(tmp_path), provider) as f:
+        await f.reconciler.warm()
+        await f.until(await ask(f), "ready")
+
+
 async def test_progress_reaches_everyone_who_waits(tmp_path: Path) -> None:
     provider = Fake(lines=("making the template: 1 of 2", "making the template: 2 of 2"))
     release = provider.hold("prepare")

@@ -9,12 +9,12 @@ import pytest
 
 from mayfly.config import Config
 from mayfly.errors import MachineUnfit, MayflyError, TooBig, UsageError
+from mayfly.ladder import Room, choose, physical, room
 from mayfly.model import GIB
-from mayfly.orchestrator.limits import Limits, choose, limits, machine
 
 
-def on(memory_gib: int, cores: int, **pool: Any) -> Limits:
-    return limits(Config.model_validate({"pool": pool}), memory_gib * GIB, cores)
+def on(memory_gib: int, cores: int, **pool: Any) -> Room:
+    return room(Config.model_validate({"pool": pool}), memory_gib * GIB, cores)
 
 
 def test_the_pool_is_the_machine_less_the_reserve() -> None:
@@ -39,7 +39,7 @@ def test_the_pool_is_the_machine_less_the_reserve() -> None:
         (on(4, 2), "nope", UsageError),
     ],
 )
-def test_sizes(room: Limits, name: str, expected: str | type[MayflyError]) -> None:
+def test_sizes(room: Room, name: str, expected: str | type[MayflyError]) -> None:
     if isinstance(expected, str):
         assert choose(name, room).name == expected
     else:
@@ -56,7 +56,7 @@ def test_the_messages_say_what_there_is() -> None:
 
 
 def test_this_machine_has_memory_and_cores() -> None:
-    memory, cores = machine()
+    memory, cores = physical()
     said = Path("/proc/meminfo").read_text().split()[1]
     assert memory == int(said) * 1024
     assert cores >= 1

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
+from mayfly.config import Config, site_certificates
 from mayfly.debian import sources
 from mayfly.debian.bootstrap import Progress, bootstrap, remove_tree, trust
 from mayfly.debian.process import disk_full
@@ -21,14 +22,22 @@ from mayfly.golden import catalogue, disk, fetch, rootfs
 from mayfly.golden.catalogue import FILES, Golden, golden_dir
 from mayfly.golden.manifest import digest, inputs
 from mayfly.golden.recipe import Recipe, file_sha256, install, load, tree
+from mayfly.tools import tools_dir
 
 _UNFINISHED = ".building-"
 _NEEDED_BYTES = 3 * 1024**3
 
 
-def site_certificates(folder: Path = Path("/usr/local/share/ca-certificates")) -> list[Path]:
-    """The CA certificates that this machine's operator added to its trust store; often none."""
-    return sorted(folder.glob("**/*.crt"))
+def make(config: Config, progress: Progress, *, force: bool = False) -> Golden:
+    """Today's golden image of this machine: `build` with what the configuration says."""
+    return build(
+        config.state,
+        tools=tools_dir(config.cache),
+        site_certificates=site_certificates(config),
+        today=datetime.now(UTC).date(),
+        progress=progress,
+        force=force,
+    )
 
 
 def build(

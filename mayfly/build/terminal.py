@@ -1,0 +1,82 @@
+"""A pseudo-terminal for a program's stderr: what it draws goes to ours, and its last words stay."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import sys
+import termios
+import tty
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+CURSOR_ON = b"\x1b[?25h"
+KEPT_BYTES = 64 * 1024
+
+
+class Screen:
+    """A terminal: `slave` is the program's end of it, the rest happens here."""
+
+    def __init__(self, master: int, slave: int) -> None:
+        self.slave = slave
+        self._master = master
+        self._recent = b""
+
+    @property
+    def last_words(self) -> bytes:
+        """What came after the drawing: the cursor is shown again and plain text follows."""
+        return self._recent.rpartition(CURSOR_ON)[2].replace(b"\r", b"")
+
+    async def copy(self) -> None:
+        """Pass on what is drawn, until every program has closed the slave."""
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(self._master), "rb")
+        )
+        try:
+            while data := await reader.read(KEPT_BYTES):
+                self._recent = (self._recent + data)[-KEPT_BYTES:]
+                show(data)
+        except OSError as error:  # EIO: how Linux says that the other end is closed
+            if error.errno != errno.EIO:
+                raise
+        finally:
+            transport.close()
+
+    def resize(self) -> None:
+        """Make it as large as the terminal on our stderr."""
+        with suppress(OSError, ValueError):
+            size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+
+
+@asynccontextmanager
+async def screen() -> AsyncIterator[Screen]:
+    """A terminal of our terminal's size, now and when that changes.
+
+    On the way out everything that was drawn has been passed on.
+    """
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    made = Screen(master, slave)
+    made.resize()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGWINCH, made.resize)
+    copying = asyncio.create_task(made.copy())
+    try:
+        yield made
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
+        os.close(slave)
+        await copying
+        os.close(master)
+
+
+def show(data: bytes) -> None:
+    """Write to stderr as it is; a stderr that is gone is no fault of the build's."""
+    with suppress(OSError, ValueError):
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()

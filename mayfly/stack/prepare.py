@@ -1,0 +1,20 @@
+"""What `mayfly up` makes once every program serves: all that the first build would wait for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mayfly import golden, vm
+from mayfly.config import Config
+from mayfly.vm.provider import Progress
+
+
+async def prepare(config: Config, progress: Progress) -> None:
+    """A golden image, when there is none, and the provider's own preparations (a template).
+
+    Returns at once when all of it is there. Raises what `golden.make` and `Provider.prepare` do.
+    """
+    provider = vm.provider(config)
+    if provider.golden and golden.newest(config.state) is None:
+        await asyncio.to_thread(golden.make, config, progress)
+    await provider.prepare(progress)

@@ -1,0 +1,229 @@
+"""A whole farm: everything real, on a state of its own, used through the command line.
+
+One for the session, since a golden image and a template take minutes. It is started by `mayfly up`
+and ended by `mayfly down --purge`, and ending it checks that nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from mayfly import config as configuration
+from mayfly import golden
+from mayfly.config import Config
+from mayfly.host import network
+from mayfly.vm.client import DialClient
+from tests.stack_fixture import free_port
+
+CONFIG = """\
+state = "{state}"
+[server]
+listen = "127.0.0.1:{port}"
+[network]
+subnet = "198.19.0.0/16"
+[lease]
+heartbeat_s = 1
+grace_s = 8
+[ladder.t1]
+cpu = 1
+memory_gb = 1
+disk_gb = 4
+[ladder.t2]
+cpu = 2
+memory_gb = 2
+disk_gb = 8
+[ladder.t3]
+cpu = 2
+memory_gb = 4
+disk_gb = 16
+"""
+
+
+@dataclass
+class Farm:
+    """The farm as a person at a terminal has it."""
+
+    config: Config
+    env: dict[str, str]
+
+    def mayfly(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `mayfly WORDS` to its end."""
+        done = subprocess.run(
+            self.command(*words),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=550,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def start(self, *words: str | Path) -> subprocess.Popen[str]:
+        """Start `mayfly WORDS` and do not wait for it."""
+        return subprocess.Popen(
+            self.command(*words),
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, *words: str | Path) -> list[str]:
+        return [sys.executable, "-m", "mayfly.cli.main", *map(str, words)]
+
+    def json(self, *words: str) -> Any:
+        """What `mayfly WORDS --json` prints."""
+        return json.loads(self.mayfly(*words, "--json").stdout)
+
+    def build(self, repo: str, *words: str | Path) -> tuple[str, ...]:
+        """The words of `mayfly build` for `repo`, in size t2."""
+        return ("build", "--mayfly-repo", repo, "--mayfly-size", "t2", *map(str, words))
+
+    def leases(self, state: str = "ready") -> list[dict[str, Any]]:
+        """The leases in a state."""
+        return [lease for lease in self.json("lease", "ls") if lease["state"] == state]
+
+    def vms(self) -> list[str]:
+        """The VMs that there is anything of on disk."""
+        return sorted(path.name for path in (self.config.state / "vms").iterdir())
+
+    def pid(self, program: str) -> int:
+        """The process of one of the farm's programs; 0 while it does not run."""
+        from mayfly.stack import running
+
+        status = running(self.config)
+        assert status is not None
+        return next((s.pid for s in status.services if s.name == program and s.alive), 0)
+
+    def until(self, holds: Callable[[], Any], timeout_s: float = 60) -> Any:
+        """The first true value of `holds`."""
+        deadline = time.monotonic() + timeout_s
+        while not (value := holds()):
+            assert time.monotonic() < deadline, f"waited {timeout_s} s for {holds}"
+            time.sleep(0.2)
+        return value
+
+    def inside(self, runner: str, key: asyncssh.SSHKey, host_key: str, command: str) -> str:
+        """What `command` prints in a runner, over SSH, past the edge."""
+
+        async def run() -> str:
+            sock = await DialClient(self.config.run / "dial.sock").dial(runner)
+            known: tuple[list[asyncssh.SSHKey], list[str], list[str]]
+            known = ([asyncssh.import_public_key(host_key)], [], [])
+            async with asyncssh.connect(
+                runner, sock=sock, config=(), username="build", client_keys=[key], known_hosts=known
+            ) as connection:
+                done = await connection.run(command, check=True)
+                return str(done.stdout)
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def farm() -> Iterator[Farm]:
+    if os.geteuid() != 0:
+        pytest.fail("a farm needs root")
+    folder = Path(tempfile.mkdtemp(prefix="mayfly-farm-", dir="/var/tmp"))
+    folder.chmod(0o711)
+    file = folder / "mayfly.toml"
+    file.write_text(CONFIG.format(state=folder / "state", port=free_port()))
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAYFLY_", "CI_"))}
+    env |= {"MAYFLY_CONFIG": str(file)}
+    if cache := os.environ.get("MAYFLY_CACHE"):
+        env["MAYFLY_CACHE"] = cache
+    config = configuration.load(env)
+    _share_golden_images(config)
+    before = footprint(config)
+    farm = Farm(config, env)
+    try:
+        print(farm.mayfly("up", "--detach").stderr)
+        yield farm
+    finally:
+        done = farm.mayfly("down", "--purge", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    assert not config.state.exists()
+    assert footprint(config) == before
+
+
+def _share_golden_images(config: Config) -> None:
+    """Link this machine's own golden images, which are used only when nothing has changed."""
+    for path in sorted(Config().state.glob("golden/[0-9]*")):
+        shutil.copytree(path, config.state / "golden" / path.name, copy_function=os.link)
+    golden.make(config, print)
+
+
+def footprint(config: Config) -> dict[str, Any]:
+    """All that a farm could leave on a machine besides its state."""
+
+    def output(*argv: str) -> str:
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    processes = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(config.state.parent) in command:
+            processes.append(command)
+    namespaces = network.NETNS.glob(f"mayfly-{network.tag(config)}-*")
+    return {
+        "processes": processes,
+        "namespaces": sorted(path.name for path in namespaces),
+        "rules": network.tag(config) in output("nft", "list", "tables"),
+        "links": network.tag(config) in output("ip", "-br", "link"),
+        "routes": output("ip", "route"),
+        "hosts": Path("/etc/hosts").read_text(),
+        "mounts": str(config.state) in Path("/proc/self/mounts").read_text(),
+        "ip_forward": network.FORWARD.read_text(),
+    }
+
+
+@pytest.fixture(scope="session")
+def python_base(farm: Farm) -> str:
+    """The name of a base image with a shell and Python, in the farm's registry."""
+    farm.mayfly("base", "push", "python")
+    return f"{farm.config.registry_host}/images/base/python"
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a build context out of a Dockerfile's text."""
+
+    def make(dockerfile: str) -> Path:
+        (tmp_path / "Dockerfile").write_text(dockerfile)
+        (tmp_path / "hello").write_text("hello\n")
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(farm: Farm) -> Iterator[None]:
+    """Every test leaves the farm without leases and VMs."""
+    yield
+    for lease in farm.json("lease", "ls"):
+        farm.mayfly("lease", "rm", lease["id"], check=False)
+    farm.until(lambda: not farm.vms() and not farm.json("lease", "ls"))
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """What Ctrl-C does."""
+    process.send_signal(signal.SIGINT)

@@ -1,0 +1,356 @@
+"""The agent without a VM: framing that nothing kills, and identities into a root of our own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mayfly.guest import agent
+from mayfly.guest.agent import Agent, Kernel, Lines, Refused
+
+PEM = "-----BEGIN {0}-----\nQUJD\nREVG\n-----END {0}-----\n"
+
+
+class Acts:
+    """A kernel that only remembers what it was asked."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.done: list[tuple[str, object]] = []
+        self.root = root
+
+    def kernel(self) -> Kernel:
+        def note(name: str):  # type: ignore[no-untyped-def]
+            return lambda *args: self.done.append((name, args))
+
+        return Kernel(
+            add_entropy=note("entropy"),
+            set_clock_ns=note("clock"),
+            set_hostname=note("hostname"),
+            bind_mount=note("mount"),
+            rest=note("rest"),
+            start_sshd=self.start_sshd,
+            resize_filesystem=note("resize"),
+            power_off=note("poweroff"),
+        )
+
+    def start_sshd(self, config: Path) -> None:
+        """Like sshd: read the configuration until its end, then say that we listen."""
+        self.done.append(("sshd", config))
+
+        def sshd() -> None:
+            text = config.read_text()
+            self.done.append(("configured", text))
+            config.with_name("sshd_listens").write_text("1\n")
+
+        threading.Thread(target=sshd, daemon=True).start()
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.done]
+
+
+def identity(**changed: object) -> dict[str, object]:
+    return {
+        "id": 7,
+        "op": "identity",
+        "entropy_b64": base64.b64encode(bytes(64)).decode(),
+        "unix_time_ns": 1_800_000_000 * 10**9,
+        "machine_id": "0123456789abcdef" * 2,
+        "hostname": "lease-1",
+        "ssh_host_key": PEM.format("OPENSSH PRIVATE KEY"),
+        "authorized_key": "ssh-ed25519 AAAA lease",
+        "registry_ca_pem": PEM.format("CERTIFICATE"),
+        "deadline_unix_s": 1_800_000_600,
+        "cpus": 2,
+        "disk_bytes": 1 << 34,
+        **changed,
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("etc/mayfly", "run/mayfly", "proc/sys/kernel/random", "proc/self"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "etc/machine-id").write_text("template\n")
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text("template\n")
+    (tmp_path / "proc/self/oom_score_adj").write_text("0")
+    (tmp_path / agent.SSHD_CONFIG).write_text("UsePAM no\n")
+    return tmp_path
+
+
+# --- framing ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=300), max_size=30))
+def test_lines_come_out_whole_however_they_are_cut(pieces: list[bytes]) -> None:
+    reader = Lines(limit=100)
+    got = [line for piece in pieces for line in reader.feed(piece)]
+    expected = [line if len(line) <= 100 else None for line in b"".join(pieces).split(b"\n")[:-1]]
+    rest = b"".join(pieces).split(b"\n")[-1]
+    assert got == expected + ([None] if len(rest) > 100 else [])
+
+
+def test_a_line_without_end_takes_no_memory() -> None:
+    reader = Lines(limit=100)
+    for _ in range(1000):
+        list(reader.feed(b"x" * 100))
+    assert len(reader._buffer) <= 200
+
+
+@given(st.binary(max_size=400))
+def test_no_line_makes_the_agent_raise(line: bytes) -> None:
+    answer = Agent(Acts().kernel()).handle(line)
+    assert answer is None or answer["ok"] is False
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(["identity", "freeze", "wait_buildkit", "x"]), json_values, json_values)
+def test_no_value_makes_the_agent_raise_or_act(op: str, value: object, other: object) -> None:
+    acts = Acts()
+    message = {**identity(), "op": op, "timeout_s": value, "online_cpus": "2"}
+    message["hostname"] = other if other != "lease-1" else 1
+    message["machine_id"] = value
+    answer = Agent(acts.kernel()).handle(json.dumps(message).encode())
+    assert answer is not None
+    if op != "wait_buildkit":
+        assert answer["ok"] is False
+    assert "\n" not in str(answer.get("error", ""))
+    assert acts.done == []
+
+
+def test_deep_nesting_is_refused() -> None:
+    answer = Agent(Acts().kernel()).handle(b"[" * 60000)
+    assert answer is not None and answer["ok"] is False
+
+
+@contextmanager
+def served() -> Iterator[socket.socket]:
+    host, guest = socket.socketpair()
+    host.settimeout(10)
+    thread = threading.Thread(
+        target=agent.serve, args=(Agent(Acts().kernel()), guest.fileno()), daemon=True
+    )
+    thread.start()
+    try:
+        yield host
+        assert thread.is_alive()
+    finally:
+        host.close()
+        guest.detach()
+
+
+def ask(host: socket.socket, number: int) -> dict[str, object]:
+    host.sendall(b"\n" + json.dumps({"id": number, "op": "hello"}).encode() + b"\n")
+    received = b""
+    while True:
+        received += host.recv(65536)
+        for line in received.split(b"\n")[:-1]:
+            answer: dict[str, object] = json.loads(line)
+            if answer["id"] == number:
+                return answer
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.binary(max_size=2000), max_size=10))
+def test_after_any_bytes_the_next_request_is_answered(noise: list[bytes]) -> None:
+    with served() as host:
+        for piece in noise:
+            host.sendall(piece)
+        assert ask(host, 987654321)["ok"] is True
+
+
+def test_after_an_endless_line_the_next_request_is_answered() -> None:
+    with served() as host:
+        for _ in range(40):
+            host.sendall(b"y" * 65536)
+        assert ask(host, 4)["ok"] is True
+
+
+def test_a_host_may_come_back(tmp_path: Path) -> None:
+    """A FIFO pair is as near as a port without a VM comes: end of file, then a new writer."""
+    inward = tmp_path / "in"
+    os.mkfifo(inward)
+    fd = os.open(inward, os.O_RDONLY | os.O_NONBLOCK)
+    agent_seen: list[bytes | None] = []
+
+    class Listening(Agent):
+        def handle(self, line: bytes | None) -> None:
+            agent_seen.append(line)
+
+    threading.Thread(target=agent.serve, args=(Listening(Acts().kernel()), fd), daemon=True).start()
+    for text in (b"half a li", b'\n{"id": 1}\n', b"\n{}\n"):
+        with inward.open("wb", buffering=0) as writer:
+            writer.write(text)
+        for _ in range(200):
+            if len(agent_seen) >= 2 * (text != b"half a li"):
+                break
+            threading.Event().wait(0.01)
+    for _ in range(200):
+        if b"{}" in agent_seen:
+            break
+        threading.Event().wait(0.01)
+    assert b'{"id": 1}' in agent_seen and b"{}" in agent_seen
+
+
+def test_send_gives_up_on_a_host_that_does_not_read() -> None:
+    host, guest = socket.socketpair()
+    with host, guest:
+        guest.setblocking(False)
+        assert agent.send(guest.fileno(), b"z" * (1 << 22), timeout_s=0.2) is False
+
+
+# --- identity --------------------------------------------------------------------------------
+
+
+def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    acts = Acts()
+    agent.prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    answer = guest.handle(json.dumps(identity()).encode())
+    assert answer is not None and answer["ok"] is True, answer
+    assert set(answer["timings_s"]) == {"entropy", "clock", "keys", "names", "sshd_listens"}
+
+    own = root / "run/mayfly"
+    assert (own / "machine-id").read_text() == "0123456789abcdef" * 2 + "\n"
+    assert (own / "hostname").read_text() == "lease-1\n"
+    assert (own / "authorized_keys").read_text() == "ssh-ed25519 AAAA lease\n"
+    assert (own / "ssh_host_ed25519_key").read_text() == PEM.format("OPENSSH PRIVATE KEY")
+    assert stat.S_IMODE((own / "ssh_host_ed25519_key").stat().st_mode) == 0o600
+    assert (own / "boot_id").read_text() != "template\n"
+    assert ("configured", "UsePAM no\n") in acts.done
+    # Entropy before anything random, sshd's configuration after its keys.
+    names = acts.names()
+    assert names.index("entropy") < names.index("clock") < names.index("configured")
+
+    again = guest.handle(json.dumps(identity(id=8)).encode())
+    assert again == {"id": 8, "ok": False, "error": "identity: this guest has one already"}
+
+
+def test_two_clones_get_two_boot_ids(root: Path, tmp_path: Path) -> None:
+    one, two = (agent.uuid_text(os.urandom(16)) for _ in range(2))
+    assert one != two and one[14] == "4" and len(one) == 36
+
+
+def test_prepare_twice_mounts_once(root: Path) -> None:
+    acts = Acts()
+    agent.prepare(root, acts.kernel())
+    agent.prepare(root, acts.kernel())
+    assert acts.names() == ["mount"] * len(agent.BOUND)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("machine_id", "0" * 31),
+        ("machine_id", "g" * 32),
+        ("hostname", "a b"),
+        ("hostname", "../x"),
+        ("authorized_key", "ssh-ed25519 A\ncommand=x ssh-rsa B"),
+        ("ssh_host_key", "no pem"),
+        ("entropy_b64", "AA=="),
+        ("entropy_b64", None),
+        ("cpus", 0),
+        ("cpus", True),
+        ("disk_bytes", -1),
+        ("unix_time_ns", float("nan")),
+        ("deadline_unix_s", "soon"),
+        ("registry_ca_pem", "x"),
+    ],
+)
+def test_a_malformed_identity_is_refused_by_name(root: Path, field: str, value: object) -> None:
+    acts = Acts()
+    answer = Agent(acts.kernel(), root).handle(json.dumps(identity(**{field: value})).encode())
+    assert answer is not None and answer["ok"] is False
+    assert field in answer["error"]
+    assert acts.done == []
+
+
+def test_freeze_after_identity_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    acts = Acts()
+    agent.prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    guest.handle(json.dumps(identity()).encode())
+    answer = guest.handle(b'{"id": 1, "op": "freeze", "online_cpus": 1}')
+    assert answer is not None and answer["ok"] is False
+
+
+def test_power_off_comes_after_the_answer() -> None:
+    acts = Acts()
+    guest = Agent(acts.kernel())
+    assert guest.handle(b'{"id": 1, "op": "poweroff"}') == {"id": 1, "ok": True}
+    assert acts.done == []
+    guest.after_reply()
+    assert acts.names() == ["poweroff"]
+
+
+def test_a_deadline_that_has_passed_powers_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "banner", lambda timeout_s: None)
+    acts = Acts()
+    agent.prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    guest.handle(json.dumps(identity(deadline_unix_s=0)).encode())
+    guest.after_reply()
+    for _ in range(500):
+        if "poweroff" in acts.names():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the deadline did nothing")
+
+
+# --- evidence and processors -----------------------------------------------------------------
+
+
+def test_usage_reads_what_is_there_and_zero_else(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
+    (tmp_path / "memory.current").write_text("4096\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 77\nuser_usec 1\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:   3 kB\n")
+    found = agent.usage(str(tmp_path), str(tmp_path))
+    assert found["oom_kill"] == 2 and found["cpu_usage_us"] == 77
+    assert found["memory_current_bytes"] == 4096 and found["memory_peak_bytes"] == 0
+    assert found["memory_total_bytes"] == 10240 and found["memory_available_bytes"] == 3072
+    assert all(type(value) is int for value in found.values())
+
+
+def test_cpus_are_switched_in_number_order(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"cpu{number}").mkdir()
+        if number:
+            (tmp_path / f"cpu{number}/online").write_text("1\n")
+    (tmp_path / "cpufreq").mkdir()
+    agent.set_cpus(3, tmp_path)
+    states = [(tmp_path / f"cpu{n}/online").read_text().strip() for n in range(1, 12)]
+    assert states == ["1", "1"] + ["0"] * 9
+
+
+def test_banner_waits_for_a_server() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def greet() -> None:
+            peer, _ = listener.accept()
+            peer.sendall(b"SSH-2.0-test\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        agent.banner(5, listener.getsockname())
+    with pytest.raises(Refused):
+        agent.banner(0.05, ("127.0.0.1", 1))

@@ -1,0 +1,142 @@
+"""A lease reaches its own repositories and the base images, and nothing else, however it asks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mayfly.errors import UsageError
+from mayfly.registry import grants
+from mayfly.registry.grants import Access
+
+# Few parts, of which some begin like others, so that names are often near each other.
+part = st.sampled_from(["a", "ab", "a-b", "a.b", "b", "base", "images", "pr"])
+name = st.lists(part, min_size=1, max_size=4).map("/".join)
+repo = name.filter(lambda text: text.split("/")[0] not in grants.RESERVED)
+actions = st.sets(st.sampled_from(["pull", "push", "delete", "*"]), max_size=4).map(frozenset)
+pattern = st.one_of(name, name.map(lambda text: f"{text}/*"), st.just("*"))
+kind = st.sampled_from(["repository", "registry"])
+granted = st.lists(st.builds(Access, pattern, actions, kind), max_size=4).map(tuple)
+request = st.builds(Access, st.one_of(name, pattern, st.just("catalog")), actions, kind)
+
+
+def may(grant: Access, asked_name: str, asked_kind: str, action: str) -> bool:
+    """What one grant means, said in another way than the code does."""
+    if grant.type != asked_kind or action not in grant.actions:
+        return False
+    if asked_kind == "repository" and not grants.is_repository(asked_name):
+        return False
+    if grant.name.endswith("/*"):
+        above = grant.name[:-2].split("/")
+        return asked_name.split("/")[: len(above)] == above and len(asked_name.split("/")) > len(
+            above
+        )
+    return grant.name in ("*", asked_name)
+
+
+@given(granted, request)
+def test_allowed_is_what_the_grants_together_say(given_: tuple[Access, ...], asked: Access) -> None:
+    expected = all(
+        any(may(grant, asked.name, asked.type, action) for grant in given_)
+        for action in asked.actions
+    )
+    assert grants.allows(given_, asked) == expected
+
+
+@given(st.lists(request, max_size=4), granted)
+def test_an_intersection_is_asked_for_and_granted_and_leaves_nothing_out(
+    asked: list[Access], given_: tuple[Access, ...]
+) -> None:
+    got = grants.intersect(asked, given_)
+    for item in got:
+        assert item.actions
+        assert grants.allows(given_, item)
+        wanted = [a.actions for a in asked if (a.type, a.name) == (item.type, item.name)]
+        assert item.actions <= frozenset[str]().union(*wanted)
+    for item in asked:
+        for action in item.actions:
+            one = Access(item.name, frozenset({action}), item.type)
+            if grants.allows(given_, one):
+                assert grants.allows(got, one)
+    assert grants.intersect(got, given_) == got
+
+
+@given(repo, repo, part, st.sampled_from(["pull", "push", "delete", "*"]))
+def test_a_lease_reaches_no_other_repo(mine: str, other: str, tail: str, action: str) -> None:
+    assume(other != mine and not other.startswith(f"{mine}/"))
+    access = grants.for_lease(mine)
+    for target in (
+        f"images/{other}",
+        f"cache/trusted/{other}/{tail}",
+        f"cache/untrusted/{mine}/{tail}",
+        f"images/pr/{mine}/{tail}",
+        f"images/mayfly/{tail}",
+        f"sccache/{mine}",
+        mine,
+    ):
+        assert not grants.allows(access, Access(target, frozenset({action})))
+    assert not grants.allows(access, grants.CATALOG)
+
+
+@given(repo, part)
+def test_a_lease_has_its_own_and_reads_the_bases(mine: str, tail: str) -> None:
+    access = grants.for_lease(mine)
+    for target in (f"images/{mine}", f"images/{mine}/{tail}", f"cache/trusted/{mine}/{tail}"):
+        assert grants.allows(access, Access(target, frozenset({"pull", "push"})))
+        assert not grants.allows(access, Access(target, frozenset({"delete"})))
+    assert grants.allows(access, Access(f"images/base/{tail}", frozenset({"pull"})))
+    assert not grants.allows(access, Access(f"images/base/{tail}", frozenset({"push"})))
+
+
+@pytest.mark.parametrize("name", ["images/o/r/*", "*", "images/o/*", "images/o/r/", "images//o"])
+def test_a_pattern_cannot_be_asked_for(name: str) -> None:
+    assert grants.intersect([Access(name, frozenset({"pull"}))], grants.for_lease("o/r")) == ()
+    assert grants.intersect([Access(name, frozenset({"pull"}))], grants.EVERYTHING) == ()
+
+
+@pytest.mark.parametrize(
+    "repo", ["", "O/r", "o/", "/o", "o//r", "o/../r", "o r", "-o", "base/x", "pr", "mayfly/x",
+             "o/*", "o" * 201, "o/r\n"]
+)  # fmt: skip
+def test_a_wrong_repo_is_refused_in_one_line(repo: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        grants.for_lease(repo)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.builds(Access, name, actions), max_size=3))
+def test_a_scope_says_what_it_was_made_of(items: list[Access]) -> None:
+    assert list(grants.parse_scope(" ".join(map(str, items)))) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("repository:a/b:pull", (Access("a/b", frozenset({"pull"})),)),
+        ("repository(plugin):a:pull,push", (Access("a", frozenset({"pull", "push"})),)),
+        ("repository:host:5000/a:pull", (Access("host:5000/a", frozenset({"pull"})),)),
+        ("registry:catalog:*", (grants.CATALOG,)),
+        ("repository:a:", (Access("a", frozenset()),)),
+    ],
+)
+def test_scopes_as_clients_write_them(text: str, expected: tuple[Access, ...]) -> None:
+    assert grants.parse_scope(text) == expected
+
+
+@pytest.mark.parametrize("text", ["repository", "repository:a", "::", ":a:pull", "a b"])
+def test_what_is_not_a_scope_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not TYPE:NAME:ACTIONS"):
+        grants.parse_scope(text)
+
+
+@given(granted)
+def test_claims_come_back_as_they_went(given_: tuple[Access, ...]) -> None:
+    assert grants.from_claims(grants.claims(given_)) == given_
+
+
+@pytest.mark.parametrize("value", [None, {}, "x", [1], [{"name": "a"}], [{"type": 1}]])
+def test_what_is_not_an_access_list_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="access"):
+        grants.from_claims(value)

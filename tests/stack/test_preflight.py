@@ -1,0 +1,110 @@
+"""Everything that is wrong is said before anything is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mayfly.config import Config
+from mayfly.errors import Conflict, MachineUnfit, MayflyError
+from mayfly.stack import lifecycle, preflight, record, seaweed, supervise
+from mayfly.stack.process import identify
+from tests.stack_fixture import free_port
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(preflight, "tools_dir", lambda cache: cache)
+    listen = f"127.0.0.1:{free_port()}"
+    return Config.model_validate(
+        {"state": tmp_path / "state", "cache": tmp_path, "server": {"listen": listen}}
+    )
+
+
+def test_a_new_state_is_fine(config: Config) -> None:
+    preflight.check(config)
+    assert not config.state.exists(), "a check makes nothing"
+
+
+def test_every_fault_is_said_at_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise MachineUnfit("no weed")
+
+    def no_tools(cache: Path) -> Path:
+        raise MachineUnfit("no tools")
+
+    monkeypatch.setattr(seaweed, "binary", none)
+    monkeypatch.setattr(preflight, "tools_dir", no_tools)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    config = config.model_copy(update={"state": config.state / ("x" * 100)})
+    with supervise.listen(config.server.listen), pytest.raises(MachineUnfit) as caught:
+        preflight.check(config)
+    lines = str(caught.value).splitlines()
+    for part in ("root", "longer than 81 bytes", "no weed", "no tools", "already in use"):
+        assert any(part in line for line in lines), part
+    assert len(lines) == 5
+
+
+def test_the_state_of_another_version_is_left_alone(config: Config) -> None:
+    config.state.mkdir()
+    (config.state / "version").write_text("0\n")
+    for act in (
+        lambda: preflight.check(config),
+        lambda: lifecycle.down(config, True, print),
+    ):
+        with pytest.raises(Conflict, match="another version"):
+            act()
+    assert config.state.exists()
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(config: Config) -> None:
+    config.state.mkdir()
+    (config.state / "thesis.tex").touch()
+    for act in (
+        lambda: preflight.check(config),
+        lambda: lifecycle.down(config, True, print),
+    ):
+        with pytest.raises(Conflict, match=r"thesis\.tex"):
+            act()
+    assert (config.state / "thesis.tex").exists()
+
+
+def test_a_golden_image_may_be_there_first(config: Config) -> None:
+    (config.state / "golden").mkdir(parents=True)
+    preflight.check(config)
+
+
+def test_a_file_in_the_way_is_named(config: Config) -> None:
+    config.state.write_text("")
+    with pytest.raises(MayflyError, match=str(config.state)):
+        preflight.check(config)
+
+
+def test_a_port_of_the_embedded_s3_that_another_took_is_named(config: Config) -> None:
+    folder = seaweed.folder(config)
+    folder.mkdir(parents=True)
+    port = seaweed.ports(folder)["filer"]
+    preflight.check(config)
+    with supervise.listen(f"127.0.0.1:{port}"), pytest.raises(MachineUnfit, match=str(port)):
+        preflight.check(config)
+
+
+def test_a_running_supervisor_is_named(config: Config) -> None:
+    config.run.mkdir(parents=True)
+    me = identify(os.getpid())
+    assert me is not None
+    record.save(config.run, record.Record(me, "2026-11-24T00:00:00+00:00"))
+    with pytest.raises(Conflict, match=f"already running here \\(process {me.pid}, since 2026"):
+        preflight.check(config)
+    status = lifecycle.running(config)
+    assert status is not None
+    assert (status.pid, status.ready, status.services) == (me.pid, False, ())
+
+
+def test_down_of_nothing_is_fine(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle.hosts, "remove", lambda config: None)
+    lifecycle.down(config, True, print)
+    lifecycle.down(config, False, print)
+    assert lifecycle.running(config) is None

@@ -1,0 +1,84 @@
+"""The embedded S3 service: on loopback only, its ports kept, its data safe from a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mayfly.registry import bucket
+from mayfly.stack import lifecycle, seaweed
+from tests.stack_fixture import Stack, curl
+
+
+def test_ports_are_chosen_once(tmp_path: Path) -> None:
+    chosen = seaweed.ports(tmp_path)
+    assert set(chosen) == set(seaweed.PORTS)
+    assert len(set(chosen.values())) == len(seaweed.PORTS)
+    assert max(chosen.values()) < 32_768, "in the range of outgoing connections"
+    assert seaweed.ports(tmp_path) == chosen
+
+
+def test_everything_listens_on_loopback_and_nothing_phones_home() -> None:
+    ports = dict.fromkeys(seaweed.PORTS, 1)
+    argv = seaweed.argv(Path("/weed"), Path("/s3"), ports)
+    assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"} <= set(argv)
+    assert "-master.volumePreallocate=false" in argv
+
+
+@pytest.mark.services
+def test_all_its_ports_are_on_loopback(stack: Stack) -> None:
+    listening = subprocess.check_output(["ss", "-Hltn"], text=True)
+    for number in seaweed.ports(seaweed.folder(stack.config)).values():
+        at = [line.split()[3] for line in listening.splitlines() if f":{number} " in line]
+        assert at == [f"127.0.0.1:{number}"]
+
+
+@pytest.mark.services
+def test_without_keys_every_port_refuses(stack: Stack) -> None:
+    bucket.client(stack.s3).put_object(Bucket="mayfly", Key="secret", Body=b"hush")
+    ports = seaweed.ports(seaweed.folder(stack.config))
+    paths = {
+        "s3": "/mayfly/secret",
+        "filer": "/buckets/mayfly/secret",
+        "master": "/col/delete?collection=mayfly",
+        "volume": "/1,0123456789",
+    }
+    for name, path in paths.items():
+        answer = curl(f"http://127.0.0.1:{ports[name]}{path}")
+        assert answer.status in ((401,) if name == "volume" else (403, 404)), name
+        assert "hush" not in answer.body
+    for name in ("master.grpc", "volume.grpc", "filer.grpc", "s3.grpc"):
+        done = subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{ports[name]}", "-alpn", "h2"],
+            input="", capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert "certificate required" in said or "bad certificate" in said, name
+    got = bucket.client(stack.s3).get_object(Bucket="mayfly", Key="secret")["Body"].read()
+    assert got == b"hush"
+
+
+@pytest.mark.services
+def test_what_was_written_survives_a_kill(stack: Stack) -> None:
+    data = os.urandom(3_000_000)
+    bucket.client(stack.s3).put_object(Bucket="mayfly", Key="kept", Body=data)
+    status = lifecycle.running(stack.config)
+    assert status is not None
+    (pid,) = [service.pid for service in status.services if service.name == "s3"]
+    stack.lines.clear()
+    os.kill(pid, signal.SIGKILL)
+    stack.wait_for("s3: serves again")
+    bucket.ensure(stack.s3)
+    assert bucket.client(stack.s3).get_object(Bucket="mayfly", Key="kept")["Body"].read() == data
+
+
+@pytest.mark.services
+def test_it_leaves_nothing_in_tmp(stack: Stack) -> None:
+    port = seaweed.ports(seaweed.folder(stack.config))["filer.grpc"]
+    with socket.create_connection(("127.0.0.1", port)):
+        assert not list(Path("/tmp").glob(f"seaweedfs*{port}*"))
