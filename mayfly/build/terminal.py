@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import signal
@@ -22,6 +21,7 @@ class Screen:
 
     def __init__(self, master: int, slave: int) -> None:
         self.slave = slave
+        self.over = asyncio.Event()
         self._master = master
         self._recent = b""
 
@@ -30,21 +30,17 @@ class Screen:
         """What came after the drawing: the cursor is shown again and plain text follows."""
         return self._recent.rpartition(CURSOR_ON)[2].replace(b"\r", b"")
 
-    async def copy(self) -> None:
-        """Pass on what is drawn, until every program has closed the slave."""
-        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(self._master), "rb")
-        )
+    def copy(self) -> None:
+        """Pass on what has been drawn; `over` is set once every program has closed the slave."""
         try:
-            while data := await reader.read(KEPT_BYTES):
-                self._recent = (self._recent + data)[-KEPT_BYTES:]
-                show(data)
-        except OSError as error:  # EIO: how Linux says that the other end is closed
-            if error.errno != errno.EIO:
-                raise
-        finally:
-            transport.close()
+            data = os.read(self._master, KEPT_BYTES)
+        except OSError:  # EIO: how Linux says that the other end is closed
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._master)
+            self.over.set()
+        self._recent = (self._recent + data)[-KEPT_BYTES:]
+        show(data)
 
     def resize(self) -> None:
         """Make it as large as the terminal on our stderr."""
@@ -65,13 +61,13 @@ async def screen() -> AsyncIterator[Screen]:
     made.resize()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGWINCH, made.resize)
-    copying = asyncio.create_task(made.copy())
+    loop.add_reader(master, made.copy)
     try:
         yield made
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)
         os.close(slave)
-        await copying
+        await made.over.wait()
         os.close(master)
 
 

@@ -48,6 +48,7 @@ SSHD_CONFIG = "etc/mayfly/sshd_config"
 # They would answer a clone's new clock, memory and vmgenid just when it should answer its host.
 RESTING = ("systemd-udevd.service", "systemd-journald.service")
 OWN = "run/mayfly"
+IDENTIFIED = f"{OWN}/identified"
 SCRATCH = "/scratch"
 
 RNDADDENTROPY = 0x40085203
@@ -89,6 +90,7 @@ class Identity(NamedTuple):
     deadline_unix_s: float
     cpus: int
     disk_bytes: int
+    resolvers: tuple[str, ...]
 
 
 # Compiled here and not in a clone.
@@ -98,6 +100,7 @@ PEMS = re.compile(f"({_PEM})*")
 BASE64 = re.compile(r"[A-Za-z0-9+/=]{44,2048}")
 MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 ONE_LINE = re.compile(r"[!-~][ -~]*")
 
 
@@ -132,7 +135,18 @@ def parse_identity(message: Message) -> Identity:
         deadline_unix_s=_number(message, "deadline_unix_s", 0, 9 * 10**9),
         cpus=int(_number(message, "cpus", 1, 1024)),
         disk_bytes=int(_number(message, "disk_bytes", 0, 2**60)),
+        resolvers=_addresses(message, "resolvers"),
     )
+
+
+def _addresses(message: Message, key: str) -> tuple[str, ...]:
+    """One to eight IPv4 addresses."""
+    value = message.get(key)
+    if not isinstance(value, list) or not 1 <= len(value) <= 8:
+        raise Refused(f"identity: {key} is not a short list")
+    if not all(isinstance(item, str) and ADDRESS.fullmatch(item) for item in value):
+        raise Refused(f"identity: {key} has something that is no IPv4 address")
+    return tuple(value)
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> None:
@@ -178,6 +192,8 @@ def write_names(identity: Identity, root: Path, boot_id: str) -> None:
     write_file(own / "boot_id", boot_id + "\n")
     write_file(own / "hostname", identity.hostname + "\n")
     write_file(own / "registry-ca.pem", identity.registry_ca_pem)
+    names = "".join(f"nameserver {address}\n" for address in identity.resolvers)
+    write_file(root / "etc/resolv.conf", names)
 
 
 def uuid_text(random: bytes) -> str:
@@ -323,7 +339,7 @@ class Agent:
     def __init__(self, kernel: Kernel, root: Path = Path("/")) -> None:
         self._kernel = kernel
         self._root = root
-        self._identified = False
+        self._identified = (root / IDENTIFIED).exists()  # also by an agent that died since
         self._sshd_waits = False
         self._sshd_config = b""
         self._afterwards: Callable[[], None] | None = None
@@ -411,6 +427,7 @@ class Agent:
         identity = parse_identity(message)
         if self._identified:
             raise Refused("identity: this guest has one already")
+        write_file(self._root / IDENTIFIED, "")
         self._identified = True
         timings: dict[str, float] = {}
         last = time.perf_counter()

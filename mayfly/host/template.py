@@ -42,7 +42,8 @@ class QemuDied(InfrastructureError):
 class Shape:
     """All that a template depends on: two equal shapes can share one template.
 
-    `online_cpus` are those of the smallest size; a clone brings up the rest of its own.
+    `online_cpus` are two where there are two: with one, a clone takes twice as long to wake under
+    TCG. A clone brings up, or takes down, what its size differs by.
     """
 
     golden_digest: str
@@ -93,7 +94,7 @@ def shape(config: Config, found: Machine, image: golden.Golden) -> Shape:
         golden_digest=image.digest,
         hardware=hardware,
         cmdline=f"{image.cmdline} mayfly.registry={config.registry_host}",
-        online_cpus=min(s.cpus for s in fit),
+        online_cpus=min(2, hardware.cpus),
         disk_bytes=max(s.disk_bytes for s in fit),
         filesystem_bytes=min(s.disk_bytes for s in fit),
     )

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a child does whose stderr is a real terminal: run `buildx` as flow does, and say what was kept.
+# What a child does whose stderr is a real terminal: run buildx as flow does, and tell what it kept.
 CHILD = """
 import asyncio, os, sys
 from mayfly.build import progress

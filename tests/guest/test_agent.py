@@ -73,6 +73,7 @@ def identity(**changed: object) -> dict[str, object]:
         "deadline_unix_s": 1_800_000_600,
         "cpus": 2,
         "disk_bytes": 1 << 34,
+        "resolvers": ["192.0.2.53"],
         **changed,
     }
 
@@ -272,6 +273,8 @@ def test_prepare_twice_mounts_once(root: Path) -> None:
         ("unix_time_ns", float("nan")),
         ("deadline_unix_s", "soon"),
         ("registry_ca_pem", "x"),
+        ("resolvers", []),
+        ("resolvers", ["192.0.2.53", "evil\noptions"]),
     ],
 )
 def test_a_malformed_identity_is_refused_by_name(root: Path, field: str, value: object) -> None:
@@ -354,3 +357,10 @@ def test_banner_waits_for_a_server() -> None:
         agent.banner(5, listener.getsockname())
     with pytest.raises(Refused):
         agent.banner(0.05, ("127.0.0.1", 1))
+
+
+def test_an_agent_that_was_restarted_gives_no_second_identity(root: Path) -> None:
+    (root / agent.IDENTIFIED).touch()
+    answer = Agent(Acts().kernel(), root).handle(json.dumps(identity()).encode())
+    assert answer is not None and answer["ok"] is False
+    assert "one already" in answer["error"]
