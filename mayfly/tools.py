@@ -70,7 +70,7 @@ def ensure(progress: Progress, cache: Path | None = None) -> Path:
     cache = cache or _default_cache()
     folder = _folder(cache)
     if not (folder / "bin").is_dir():
-        with _locked(cache / "tools", progress):
+        with locked(cache / "tools", progress, "waiting for another build of the tools"):
             if not (folder / "bin").is_dir():
                 progress("building BuildKit, buildx, rootlesskit and the registry from Go source")
                 _build(cache, folder, progress)
@@ -251,14 +251,16 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold the folder, made when missing, against other callers; wait for as long as it takes."""
+def locked(folder: Path, progress: Progress, waiting: str) -> Iterator[None]:
+    """Hold the folder, made when missing, against other callers; wait for as long as it takes,
+    saying `waiting` first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("waiting for another build of the tools")
+            progress(waiting)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

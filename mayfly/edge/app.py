@@ -23,7 +23,7 @@ from aiohttp import web
 
 from mayfly.config import Config
 from mayfly.edge.attach import Dialer, Runners
-from mayfly.edge.gateway import Gateway, refusal
+from mayfly.edge.gateway import Gateway
 from mayfly.edge.proxy import Backend
 from mayfly.edge.relay import Relay
 from mayfly.errors import MayflyError, NotFound
@@ -63,8 +63,6 @@ class Edge:
         """For the listener of one runner."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
-            if not _is_registry(request):
-                return refusal(404, "UNSUPPORTED", "there is nothing but the registry here", {})
             return await self._gateway.answer(request, here=name)
 
         application = web.Application(middlewares=[errors])

@@ -72,8 +72,8 @@ def need(method: str, target: str) -> Need:
         return Need(target)
     if path == "/v2/_catalog":
         return Need(target, (CATALOG,), (CATALOG,))
-    name, rest = _split(path.removeprefix("/v2/"))
-    if method not in _ACTIONS or not grants.is_repository(name):
+    start, name, rest = _split(path)
+    if start != "/v2" or method not in _ACTIONS or not grants.is_repository(name):
         raise NotFound(f"{method} {path[:300]} is not of the registry's API")
     passed = Access(name, frozenset(_ACTIONS[method]))
     upload = _REST.fullmatch(rest)
@@ -89,17 +89,17 @@ def need(method: str, target: str) -> Need:
     return Need(target, (asked,), (passed,), source, f"{path}?{kept}" if kept else path)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """Repository and the rest of a path; no repository when the path is none of the API's.
+def _split(path: str) -> tuple[str, str, str]:
+    """`/v2`, repository, and the rest of a path; nothing of it when it is none of the API's.
 
     What a path is about stands in its last two or three parts, so there is one way to read it.
     """
     parts = path.split("/")
     for length in (2, 3):
-        name, rest = "/".join(parts[:-length]), "/".join(parts[-length:])
+        rest = "/".join(parts[-length:])
         if _REST.fullmatch(rest):
-            return name, rest
-    return "", path
+            return "/".join(parts[:2]), "/".join(parts[2:-length]), rest
+    return "", "", path
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from mayfly.golden import catalogue, disk, fetch, rootfs
 from mayfly.golden.catalogue import FILES, Golden, golden_dir
 from mayfly.golden.manifest import digest, inputs
 from mayfly.golden.recipe import Recipe, file_sha256, install, load, tree
-from mayfly.tools import tools_dir
+from mayfly.tools import locked, tools_dir
 
 _UNFINISHED = ".building-"
 _NEEDED_BYTES = 3 * 1024**3
@@ -61,7 +59,7 @@ def build(
     """
     recipe = load()
     folder = golden_dir(state)
-    with _locked(folder, progress):
+    with locked(folder, progress, "waiting for another build of a golden image"):
         for abandoned in folder.glob(_UNFINISHED + "*"):
             remove_tree(abandoned)
         try:
@@ -197,15 +195,3 @@ def _same(state: Path, today: date, content: Mapping[str, Any]) -> Golden | None
             return None
         return golden if inputs(golden.manifest()["content"]) == inputs(content) else None
     return None
-
-
-@contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another build of a golden image")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

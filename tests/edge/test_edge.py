@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -265,13 +266,16 @@ def test_everything_else_goes_to_the_orchestrator_as_it_came(stack: Stack) -> No
 
     stack.routes["/v1/a b"] = route
     answer = stack.curl("/v1/a%20b?q=%2F&r", "-X", "PUT", "--data-binary", "body",
-                        "-H", "X-Forwarded-For: 6.6.6.6", token="t")  # fmt: skip
+                        "-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=6.6.6.6",
+                        token="t")  # fmt: skip
     assert (answer.status, answer.headers["x-mine"], answer.body) == (201, "1", '{"ok": true}')
     ((method, path, headers, body),) = seen
     assert (method, path, body) == ("PUT", "/v1/a%20b?q=%2F&r", b"body")
     assert headers["Authorization"] == "Bearer t"
     assert headers["X-Forwarded-For"] == "127.0.0.1"
     assert headers["Host"] == stack.address
+    assert headers["Content-Length"] == "4"
+    assert "Forwarded" not in headers
 
 
 def test_events_arrive_when_they_are_sent(stack: Stack) -> None:
@@ -299,6 +303,15 @@ def test_events_arrive_when_they_are_sent(stack: Stack) -> None:
         return first + rest
 
     assert b"second" in asyncio.run(read())
+
+
+def test_a_compressed_answer_stays_compressed(stack: Stack) -> None:
+    async def route(request: web.Request) -> web.StreamResponse:
+        body = gzip.compress(b"hello")
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    stack.routes["/zipped"] = route
+    assert stack.curl("/zipped", "--compressed").body == "hello"
 
 
 def test_half_an_answer_does_not_look_like_a_whole_one(stack: Stack) -> None:

@@ -211,7 +211,7 @@ async def test_detaching_cuts_what_is_open_and_keeps_out_what_comes(here: Here) 
     async with await here.connect("abc") as socket:
         await socket.send_bytes(b"x")
         await socket.receive_bytes()
-        await here.edge.runners.detach("abc-1")
+        await asyncio.wait_for(here.edge.runners.detach("abc-1"), 10)
         assert (await socket.receive(timeout=5)).type is not aiohttp.WSMsgType.BINARY
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         await here.connect("abc")

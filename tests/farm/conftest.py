@@ -203,13 +203,26 @@ def python_base(farm: Farm) -> str:
     return f"{farm.config.registry_host}/images/base/python"
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes a build context out of a Dockerfile's text."""
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A static busybox from Debian, unpacked and not installed: a shell without a base image."""
+    folder = tmp_path_factory.mktemp("busybox")
+    fetch = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", "busybox-static"]
+    if subprocess.run(fetch, cwd=folder, check=False, timeout=120).returncode != 0:
+        subprocess.run(["apt-get", "-qq", "update"], check=True, timeout=300)
+        subprocess.run(fetch, cwd=folder, check=True, timeout=120)
+    (package,) = folder.glob("*.deb")
+    subprocess.run(["dpkg", "-x", str(package), str(folder / "root")], check=True)
+    return next(path for path in (folder / "root").rglob("busybox") if path.is_file())
 
-    def make(dockerfile: str) -> Path:
-        (tmp_path / "Dockerfile").write_text(dockerfile)
-        (tmp_path / "hello").write_text("hello\n")
+
+@pytest.fixture
+def context(busybox: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a build context whose Dockerfile has one RUN, of the given command."""
+
+    def make(command: str) -> Path:
+        shutil.copy(busybox, tmp_path / "sh")
+        (tmp_path / "Dockerfile").write_text(f"FROM scratch\nCOPY sh /bin/sh\nRUN {command}\n")
         return tmp_path
 
     return make

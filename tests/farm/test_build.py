@@ -95,8 +95,8 @@ def bucket_keys(farm: Farm) -> list[str]:
     return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
-def test_two_builds_at_once_have_a_vm_each(farm: Farm, python_base: str, context: Context) -> None:
-    folder = context(f"FROM {python_base}\nRUN echo begins; sleep 15\n")
+def test_two_builds_at_once_have_a_vm_each(farm: Farm, context: Context) -> None:
+    folder = context("echo begins; sleep 15")
     builds = [farm.start(*farm.build(f"team/at-once-{n}", folder)) for n in (1, 2)]
     try:
         farm.until(lambda: len(farm.leases("ready")) == 2, 120)
@@ -110,9 +110,9 @@ def test_two_builds_at_once_have_a_vm_each(farm: Farm, python_base: str, context
 
 
 def test_a_failing_dockerfile_ends_with_1_and_buildkits_own_words_last(
-    farm: Farm, python_base: str, context: Context
+    farm: Farm, context: Context
 ) -> None:
-    folder = context(f"FROM {python_base}\nRUN echo this goes wrong; exit 42\n")
+    folder = context("echo this goes wrong; exit 42")
     done = farm.mayfly(*farm.build("team/fails", folder), check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("ERROR: failed to build")
@@ -122,8 +122,8 @@ def test_a_failing_dockerfile_ends_with_1_and_buildkits_own_words_last(
     assert "this goes wrong" in farm.mayfly("logs", build["id"]).stdout
 
 
-def test_ctrl_c_destroys_the_runner(farm: Farm, python_base: str, context: Context) -> None:
-    folder = context(f"FROM {python_base}\nRUN sleep 600\n")
+def test_ctrl_c_destroys_the_runner(farm: Farm, context: Context) -> None:
+    folder = context("sleep 600")
     build = farm.start(*farm.build("team/cancelled", folder))
     try:
         farm.until(lambda: farm.leases("ready"), 120)
@@ -137,10 +137,8 @@ def test_ctrl_c_destroys_the_runner(farm: Farm, python_base: str, context: Conte
     assert farm.json("status")["builds"][0]["outcome"] == "cancelled"
 
 
-def test_a_client_that_was_killed_is_found_lost(
-    farm: Farm, python_base: str, context: Context
-) -> None:
-    folder = context(f"FROM {python_base}\nRUN sleep 600\n")
+def test_a_client_that_was_killed_is_found_lost(farm: Farm, context: Context) -> None:
+    folder = context("sleep 600")
     build = farm.start(*farm.build("team/lost", folder))
     farm.until(lambda: farm.leases("ready"), 120)
     build.kill()
@@ -150,10 +148,8 @@ def test_a_client_that_was_killed_is_found_lost(
 
 
 @pytest.mark.parametrize("program", ["orchestrator", "host"])
-def test_a_build_goes_on_when_a_program_dies(
-    farm: Farm, python_base: str, context: Context, program: str
-) -> None:
-    folder = context(f"FROM {python_base}\nRUN sleep 12; echo all the way\n")
+def test_a_build_goes_on_when_a_program_dies(farm: Farm, context: Context, program: str) -> None:
+    folder = context("sleep 12; echo all the way")
     build = farm.start(*farm.build("team/undisturbed", "--progress=plain", folder))
     try:
         farm.until(lambda: farm.leases("ready"), 120)
@@ -169,13 +165,11 @@ def test_a_build_goes_on_when_a_program_dies(
         build.communicate()
 
 
-def test_an_image_of_another_platform_can_be_built(
-    farm: Farm, context: Context, tmp_path: Path
-) -> None:
-    folder = context("FROM scratch\nCOPY hello /hello\n")
+def test_an_image_of_another_platform_can_be_built(farm: Farm, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     out = tmp_path / "image.tar"
     farm.mayfly(
-        *farm.build("team/arm", "--platform", "linux/arm64", "-o", f"type=oci,dest={out}", folder)
+        *farm.build("team/arm", "--platform", "linux/arm64", "-o", f"type=oci,dest={out}", tmp_path)
     )
     shown = subprocess.run(
         ["skopeo", "inspect", "--config", "--override-arch", "arm64", f"oci-archive:{out}"],
