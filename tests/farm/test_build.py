@@ -150,7 +150,7 @@ def test_a_client_that_was_killed_is_found_lost(farm: Farm, context: Context) ->
 @pytest.mark.parametrize("program", ["orchestrator", "host"])
 def test_a_build_goes_on_when_a_program_dies(farm: Farm, context: Context, program: str) -> None:
     folder = context("sleep 12; echo all the way")
-    build = farm.start(*farm.build("team/undisturbed", "--progress=plain", folder))
+    build = farm.start(*farm.build(f"team/undisturbed-{program}", "--progress=plain", folder))
     try:
         farm.until(lambda: farm.leases("ready"), 120)
         time.sleep(4)
