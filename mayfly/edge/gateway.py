@@ -188,9 +188,10 @@ class Gateway:
 
     def _challenge(self, what: Need, error: str) -> str:
         fields = {"realm": f"{self.config.url}/token", "service": SERVICE}
-        scopes = (*what.asked, *what.optional)
+        sources = (access for access in what.optional if grants.is_repository(access.name))
+        scopes = [str(access) for access in (*what.asked, *sources)]
         if scopes:
-            fields["scope"] = " ".join(str(access) for access in scopes)
+            fields["scope"] = " ".join(scopes)
         if error:
             fields["error"] = error
         return "Bearer " + ",".join(f'{key}="{value}"' for key, value in fields.items())

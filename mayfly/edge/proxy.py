@@ -6,11 +6,13 @@ the slower one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import (
     ClientConnectionError,
+    ClientConnectorError,
     ClientError,
     ClientResponse,
     ClientSession,
@@ -24,6 +26,9 @@ from yarl import URL
 from mayfly.errors import InfrastructureError, Unreachable, UsageError
 
 CHUNK = 256 * 1024
+
+PATIENCE_S = 5
+"""How long a program that does not accept connections is waited for: it is being restarted."""
 
 _HOP = {
     "connection",
@@ -68,7 +73,8 @@ class Backend:
     async def open(self) -> None:
         """Be ready to pass requests on; the program need not run yet."""
         self._session = ClientSession(
-            connector=UnixConnector(str(self._socket), limit=0),
+            # A connection for each: one that is kept may be closed just as it is used again.
+            connector=UnixConnector(str(self._socket), limit=0, force_close=True),
             auto_decompress=False,
             timeout=ClientTimeout(total=None, sock_connect=5),
             read_bufsize=CHUNK,
@@ -91,7 +97,8 @@ class Backend:
         """The program's answer, already sent on to whoever asked.
 
         `target` is path and query, passed on byte for byte. `headers` are added; those in `drop`
-        are not passed on. Raises `Unreachable` when the program does not answer,
+        are not passed on. Raises `Unreachable` when the program does not answer
+        (it is given `PATIENCE_S` seconds to accept the connection),
         `InfrastructureError` when it breaks off before its first byte, and `ConnectionError` when
         either side breaks off later: then the other one has been cut too.
         """
@@ -104,19 +111,36 @@ class Backend:
         if request.content_length is not None:
             sent["Content-Length"] = str(request.content_length)
         try:
-            answer = await self._session.request(
-                request.method,
-                URL(f"http://localhost{target}", encoded=True),
-                headers=sent,
-                data=request.content if request.body_exists else None,
-                allow_redirects=False,
-            )
+            answer = await self._send(self._session, request, target, sent)
         except ClientConnectionError as error:
             raise Unreachable(f"{self.name} does not answer: {error}") from None
         except (ClientError, TimeoutError) as error:
             raise InfrastructureError(f"{self.name} failed: {error}") from None
         async with answer:
             return await _answer(request, answer)
+
+    async def _send(
+        self,
+        session: ClientSession,
+        request: web.Request,
+        target: str,
+        headers: CIMultiDict[str],
+    ) -> ClientResponse:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while True:
+            try:
+                return await session.request(
+                    request.method,
+                    URL(f"http://localhost{target}", encoded=True),
+                    headers=headers,
+                    data=request.content if request.body_exists else None,
+                    allow_redirects=False,
+                )
+            except ClientConnectorError:  # nothing has been sent yet
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
 
     async def __aenter__(self) -> Backend:
         await self.open()

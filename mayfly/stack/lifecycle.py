@@ -112,7 +112,10 @@ async def supervised(
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    users.make_folders(config.state)
+    try:
+        users.make_folders(config.state)
+    except OSError as error:
+        raise _unwritable(error) from None
     with record.lock(config.run):
         table = make_state(config, datetime.now(UTC))
         hosts.add(config)
@@ -127,7 +130,10 @@ async def supervised(
             ready()
             while True:
                 await asyncio.sleep(UPKEEP_S)
-                secrets.ensure(config, datetime.now(UTC))
+                try:
+                    secrets.ensure(config, datetime.now(UTC))
+                except OSError as error:
+                    progress(str(_unwritable(error)))
 
         working = asyncio.create_task(work())
         stopping = asyncio.create_task(told.wait())
@@ -143,7 +149,17 @@ async def supervised(
 
 
 def make_state(config: Config, now: datetime) -> tuple[Service, ...]:
-    """Make everything below the state that is missing; the programs that use it, in order."""
+    """Make everything below the state that is missing; the programs that use it, in order.
+
+    Raises `InfrastructureError` when it cannot be written, and as `services.table` does.
+    """
+    try:
+        return _make_state(config, now)
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _make_state(config: Config, now: datetime) -> tuple[Service, ...]:
     users.make_folders(config.state)
     place(config.state / "version", f"{preflight.VERSION}\n".encode(), mode=PUBLIC)
     secrets.ensure(config, now)
@@ -153,6 +169,10 @@ def make_state(config: Config, now: datetime) -> tuple[Service, ...]:
     place(config.state / "registry" / "config.yml", registry.encode(), owner=users.REGISTRY)
     written = settings.write(config)
     return services.table(config, s3, tools_dir(config.cache) / "registry", written)
+
+
+def _unwritable(error: OSError) -> InfrastructureError:
+    return InfrastructureError(f"{error.filename} cannot be written: {error.strerror}")
 
 
 def _detached(config: Config, progress: Progress) -> None:
@@ -220,7 +240,7 @@ async def _down(config: Config, progress: Progress) -> None:
             progress(f"stopping the supervisor (process {found.supervisor.pid})")
             await supervisor.stop(STOP_S)
         left = record.load(config.run)
-        for name in await supervise.end_all(dict(left.services) if left else {}):
+        for name in await supervise.end_all(left.services if left else {}):
             progress(f"{name}: was left running; ended")
         record.path(config.run).unlink(missing_ok=True)
     await teardown(config)

@@ -17,11 +17,15 @@ from mayfly.stack.process import Identity, identify
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One program that was started; `restarts` counts how often it died on its own."""
+    """One program that was started.
+
+    `restarts` counts how often it died on its own, `stop_s` is how long it may take to end.
+    """
 
     process: Identity
     fingerprint: str
     restarts: int = 0
+    stop_s: float = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ def load(run: Path) -> Record | None:
             str(data["since"]),
             bool(data["ready"]),
             {
-                name: Kept(Identity(**kept["process"]), kept["fingerprint"], kept["restarts"])
+                name: Kept(**{**kept, "process": Identity(**kept["process"])})
                 for name, kept in data["services"].items()
             },
         )

@@ -29,6 +29,9 @@ from mayfly.stack.files import place, read
 
 PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
 
+MEMORY = "512MiB"
+"""From here on Go collects more eagerly: 370 MB resident after a push of 200 MB, else 630."""
+
 VOLUME_MB = 1024
 """Data files grow to this size; nothing is allocated before it is written."""
 

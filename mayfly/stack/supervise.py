@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -85,7 +85,7 @@ class Supervisor:
     def ready(self) -> None:
         """Note down that everything is prepared."""
         self._record = replace(self._record, ready=True)
-        record.save(self._run, self._record)
+        self._save()
 
     async def stop(self) -> None:
         """Stop every program, the last started first; idempotent."""
@@ -146,26 +146,32 @@ class Supervisor:
                 process = self._spawn(service, restart=True)
                 await self._until_ready(service, process)
                 self._progress(f"{service.name}: serves again")
-            except (MayflyError, OSError) as error:
+            except MayflyError as error:
                 self._progress(f"{service.name}: {error}")
                 await process.stop(service.stop_s)
 
     def _spawn(self, service: Service, *, restart: bool = False) -> Process:
-        """Start it and write it down. Raises `OSError`, `InfrastructureError`."""
+        """Start it and write it down. Raises `InfrastructureError`, `MachineUnfit`."""
         env = dict(service.env)
         fds: tuple[int, ...] = ()
         if service.listen:
             fds = (self._listening(service.listen).fileno(),)
             env["MAYFLY_EDGE_FD"] = str(fds[0])
-        log = _log(self._logs, service.name)
-        with log.open("ab") as output:
-            process = Process.start(
-                service.command, env=env, cwd=service.cwd, log=output, pass_fds=fds
-            )
+        log = self._log(service)
+        try:
+            if log.exists() and log.stat().st_size > LOG_BYTES:
+                log.replace(log.with_name(f"{log.name}.1"))
+            with log.open("ab") as output:
+                process = Process.start(
+                    service.command, env=env, cwd=service.cwd, log=output, pass_fds=fds
+                )
+        except OSError as error:
+            raise InfrastructureError(f"{service.name} cannot be started: {error}") from None
         self._processes[service.name] = process
         before = self._record.services.get(service.name)
         restarts = (before.restarts if before else 0) + 1 if restart else 0
-        self._note(**{service.name: Kept(process.identity, service.fingerprint, restarts)})
+        kept = Kept(process.identity, service.fingerprint, restarts, service.stop_s)
+        self._note(**{service.name: kept})
         return process
 
     def _listening(self, address: str) -> socket.socket:
@@ -188,7 +194,7 @@ class Supervisor:
         except TimeoutError:
             raise InfrastructureError(
                 f"{service.name} runs but does not serve after {READY_S} s",
-                hint=f"see {_log(self._logs, service.name)}",
+                hint=f"see {self._log(service)}",
             ) from None
         finally:
             ended.cancel()
@@ -197,7 +203,7 @@ class Supervisor:
 
     def _failure(self, service: Service, how: str) -> MayflyError:
         """The error for a program that did not come up: its own last words, when it has any."""
-        log = _log(self._logs, service.name)
+        log = self._log(service)
         said = log.read_bytes()[-2000:].decode(errors="replace").strip().rpartition("\n")[2]
         status = int(how.removeprefix("exit ")) if how.startswith("exit ") else -1
         error = _EXIT_ERRORS.get(status, InfrastructureError)
@@ -205,19 +211,29 @@ class Supervisor:
             return error(f"{service.name} does not start ({how}): {said[:500]}", hint=f"see {log}")
         return error(said.removeprefix(f"mayfly-{service.name}: ")[:500])
 
+    def _log(self, service: Service) -> Path:
+        return self._logs / f"{service.name}.log"
+
     def _note(self, **kept: Kept) -> None:
         services = {**self._record.services, **kept}
         self._record = replace(self._record, services=services)
-        record.save(self._run, self._record)
+        self._save()
+
+    def _save(self) -> None:
+        """The programs run whether this can be written (a full disk) or not."""
+        try:
+            record.save(self._run, self._record)
+        except OSError as error:
+            self._progress(f"{record.path(self._run)} cannot be written: {error.strerror}")
 
 
-async def end_all(services: dict[str, Kept], grace_s: float = 15) -> tuple[str, ...]:
+async def end_all(services: Mapping[str, Kept]) -> tuple[str, ...]:
     """End the recorded programs that still run, the last started first; their names."""
     ended = []
-    for name, kept in reversed(services.items()):
+    for name, kept in reversed(tuple(services.items())):
         process = Process.find(kept.process)
         if process is not None:
-            await process.stop(grace_s)
+            await process.stop(kept.stop_s)
             ended.append(name)
     return tuple(ended)
 
@@ -239,17 +255,3 @@ def listen(address: str) -> socket.socket:
             hint="end what uses the port, or set server.listen",
         ) from None
     return opened
-
-
-def _log(logs: Path, name: str) -> Path:
-    """The log's path; a large one has been put aside."""
-    path = logs / f"{name}.log"
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_BYTES:
-            path.replace(path.with_name(f"{path.name}.1"))
-    return path
-
-
-def names(services: Iterable[Service]) -> tuple[str, ...]:
-    """The names of what is kept running, in order."""
-    return tuple(service.name for service in services if not service.once)

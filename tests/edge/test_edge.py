@@ -109,6 +109,12 @@ def test_who_has_no_token_is_shown_the_way(stack: Stack) -> None:
     )
 
 
+def test_nothing_of_a_request_gets_into_the_headers_of_a_refusal(stack: Stack) -> None:
+    answer = stack.curl("/v2/o/blobs/uploads/?from=a%0d%0aX-Own:1%22", "-X", "POST")
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].endswith('scope="repository:o:pull,push"')
+
+
 def test_a_persons_token_for_something_else_is_told_to_ask_again(stack: Stack) -> None:
     asked = grants.parse_scope("repository:images/a:pull")
     token = stack.signer.registry_token("admin", asked, now=datetime.now(UTC))
@@ -348,8 +354,6 @@ def test_an_orchestrator_that_is_away_is_said_to_be(stack: Stack) -> None:
     hidden = path.with_name("hidden")
     path.rename(hidden)
     try:
-        # Connections that are open already would still answer.
-        kill(stack, "edge")
         answer = stack.curl("/healthz")
     finally:
         hidden.rename(path)
@@ -381,3 +385,15 @@ def test_a_token_of_the_future_is_no_use_when_its_lease_was_never_attached(stack
         "ghost", 1, grants.for_lease("o/r"), deadline=now + timedelta(hours=1), now=now
     )
     assert stack.curl("/v2/", token=token).status == 401
+
+
+def test_a_request_waits_for_a_program_that_is_being_restarted(stack: Stack) -> None:
+    path = stack.config.run / "api" / "orchestrator.sock"
+    hidden = path.with_name("hidden")
+    path.rename(hidden)
+    back = threading.Timer(1, lambda: hidden.rename(path))
+    back.start()
+    began = time.monotonic()
+    assert stack.curl("/healthz").status == 200
+    assert time.monotonic() - began >= 1
+    back.join()

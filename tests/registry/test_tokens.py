@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    load_pem_private_key,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,7 +92,7 @@ def payload(**changes: Any) -> dict[str, Any]:
 
 
 def signed(body: dict[str, Any], key: bytes = KEY, kid: str = KID, alg: str = "ES256") -> str:
-    return jwt.encode(body, load_pem_private_key(key, None), alg, headers={"kid": kid})
+    return jwt.encode(body, key, alg, headers={"kid": kid})
 
 
 def forged(header: dict[str, Any], body: dict[str, Any], signature: bytes | None = None) -> str:

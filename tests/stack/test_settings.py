@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from mayfly import users
 from mayfly.config import Config, load
 from mayfly.stack import settings
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "ladder": {"ladder": {"t-1": {"cpu": 1, "memory_gb": 1, "disk_gb": 4}}},
     "lists": {"network": {"resolvers": ["10.0.0.1"], "allow": ["10.0.0.0/8", "192.0.2.0/24"]}},
