@@ -25,7 +25,7 @@ import httpx
 
 from mayfly import errors
 from mayfly.config import Config
-from mayfly.errors import Denied, NotFound, Unauthenticated, Unreachable, UsageError
+from mayfly.errors import Denied, Unreachable, UsageError
 from mayfly.model import LeaseRequest, Outcome
 from mayfly.wire import (
     AskedJson,
@@ -44,14 +44,6 @@ LONGEST_WAIT_S = 25.0
 WAITING = frozenset({"queued", "creating"})
 
 HINT = "start it with `mayfly up`, or set MAYFLY_URL"
-
-_BY_STATUS: Mapping[int, type[errors.MayflyError]] = {
-    401: Unauthenticated,
-    403: Denied,
-    404: NotFound,
-    409: errors.Conflict,
-}
-"""Where a status tells classes apart that share a code."""
 
 
 class Client:
@@ -321,7 +313,4 @@ def _error(answer: httpx.Response, url: str) -> errors.MayflyError:
     except (ValueError, KeyError, TypeError):
         said = f"{answer.status_code} {answer.reason_phrase}"
         return Unreachable(f"{url} answered {said}, which is not Mayfly's", hint=HINT)
-    kind = _BY_STATUS.get(answer.status_code)
-    if kind is not None and kind.code == code:
-        return kind(message, hint=hint)
-    return errors.from_code(code, message, hint=hint)
+    return errors.from_code(code, message, hint=hint, http_status=answer.status_code)

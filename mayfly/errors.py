@@ -26,7 +26,7 @@ is what a route answers. Codes and exit statuses are those of the interface docu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 
@@ -158,27 +158,20 @@ class Terminated(MayflyError):
     code, exit_status, http_status = "terminated", 143, 409
 
 
-def from_code(code: str, message: str, *, hint: str = "") -> MayflyError:
+def from_code(code: str, message: str, *, hint: str = "", http_status: int = 0) -> MayflyError:
     """The error that a peer reported by its `code`, as the class that raises here.
 
-    An unknown code (a newer peer's) becomes a plain `MayflyError`. Classes that share a code
-    (`usage`) come back as the general one.
+    Where classes share a code, `http_status` tells them apart; without it, or with another one, it
+    is the general class. An unknown code (a newer peer's) becomes a plain `MayflyError`.
     """
-    by_code: dict[str, type[MayflyError]] = {
-        cls.code: cls
-        for cls in (
-            BuildFailed,
-            UsageError,
-            SpecInvalid,
-            TooBig,
-            BudgetExceeded,
-            QueueTimeout,
-            NotPublished,
-            Denied,
-            InfrastructureError,
-            MachineUnfit,
-            Cancelled,
-            Terminated,
-        )
-    }
-    return by_code.get(code, MayflyError)(message, hint=hint)
+    sharing = [cls for cls in _classes(MayflyError) if cls.code == code and cls is not ConfigError]
+    exact = [cls for cls in sharing if cls.http_status == http_status]
+    return (exact or sharing or [MayflyError])[0](message, hint=hint)
+
+
+def _classes(cls: type[MayflyError]) -> Iterator[type[MayflyError]]:
+    """The tree's own classes, a parent before its children."""
+    if cls.__module__ == __name__:
+        yield cls
+        for child in cls.__subclasses__():
+            yield from _classes(child)

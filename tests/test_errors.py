@@ -22,8 +22,11 @@ def test_a_peers_code_comes_back_as_the_same_kind(cls: type[errors.MayflyError])
     if cls is errors.ConfigError:
         return
     there = cls("the disk is full", hint="empty it")
-    back = errors.from_code(there.code, there.message, hint=there.hint)
+    back = errors.from_code(
+        there.code, there.message, hint=there.hint, http_status=there.http_status
+    )
     assert (back.code, back.exit_status) == (there.code, there.exit_status)
+    assert back.http_status == there.http_status
     assert str(back) == "the disk is full - empty it"
 
 

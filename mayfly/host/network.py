@@ -27,6 +27,8 @@ from mayfly.host.process import run
 
 NETNS = Path("/run/netns")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+FORWARD_BEFORE = Path("/run/mayfly-ip_forward.before")
+"""What ip_forward was before the first of this machine's installations started."""
 
 BOGONS = (
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
@@ -182,9 +184,8 @@ async def open_machine(config: Config) -> None:
 
     Idempotent. `close_machine` undoes it.
     """
-    saved = config.state / "ip_forward.before"
-    if not saved.exists():
-        saved.write_text(FORWARD.read_text())
+    if not FORWARD_BEFORE.exists():
+        FORWARD_BEFORE.write_text(FORWARD.read_text())
     FORWARD.write_text("1\n")
     table = f"mayfly_{tag(config)}"
     rules = host_rules(table, f"mf{tag(config)}", config.network.subnet)
@@ -192,16 +193,19 @@ async def open_machine(config: Config) -> None:
 
 
 async def close_machine(config: Config) -> None:
-    """Take away the table and every namespace of this installation; restore ip_forward."""
+    """Take away the table and every namespace of this installation.
+
+    ip_forward is as it was once no other installation on this machine needs it. Idempotent.
+    """
     if NETNS.is_dir():
         for path in sorted(NETNS.glob(f"mayfly-{tag(config)}-*")):
             await remove_namespace(path.name)
     table = f"mayfly_{tag(config)}"
     await run("nft", "-f", "-", stdin=f"table inet {table}\ndelete table inet {table}\n")
-    saved = config.state / "ip_forward.before"
-    if saved.exists():
-        FORWARD.write_text(saved.read_text())
-        saved.unlink()
+    others = "table inet mayfly_" in await run("nft", "list", "tables")
+    if FORWARD_BEFORE.exists() and not others:
+        FORWARD.write_text(FORWARD_BEFORE.read_text())
+        FORWARD_BEFORE.unlink()
 
 
 async def make_namespace(config: Config, to: Link, around: Surroundings) -> None:

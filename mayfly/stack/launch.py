@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import resource
 import stat
@@ -79,10 +80,29 @@ def _cover(folder: Path, shown: Iterable[Path]) -> None:
         os.close(handle)
 
 
+def _stand_on_a_mount() -> None:
+    """Make `/` a mount that is ours alone, where it is a plain folder (in a chroot).
+
+    Mounts made in such a root may show outside. /proc is a mount of its own everywhere: this root
+    is bound over it once more, out of others' sight, and entered.
+    """
+    folder, over = Path.cwd(), Path("/proc")
+    _mount("", over, "", MS_SLAVE)
+    _mount("/", over, "", MS_BIND | MS_REC)
+    _mount("", over, "", MS_REC | MS_SLAVE)
+    os.chroot(over)
+    os.chdir(folder)
+
+
 def enter(uid: int, needed: Iterable[Path]) -> None:
     """Become `uid` in a mount namespace of its own. Raises `OSError`; then exit, half-way in."""
     _check(_libc.unshare(CLONE_NEWNS), "unshare")
-    _mount("", Path("/"), "", MS_REC | MS_SLAVE)
+    try:
+        _mount("", Path("/"), "", MS_REC | MS_SLAVE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _stand_on_a_mount()
     os.umask(0o022)
     for folder, shown in covers(needed, _enterable).items():
         _cover(folder, shown)

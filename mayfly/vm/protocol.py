@@ -1,8 +1,8 @@
 """One JSON object a line over a unix stream; a reply may carry one file descriptor.
 
 A request is `{"op": NAME, ...}`. The answer is any number of `{"progress": LINE}` and then one of
-`{"ok": true, ...}` or `{"ok": false, "code", "message", "hint"}` (codes of `mayfly.errors`). A
-connection carries one request. Both sides bound a line to `MAX_LINE` bytes.
+`{"ok": true, ...}` or `{"ok": false, "code", "http_status", "message", "hint"}`, with the codes of
+`mayfly.errors`. A connection carries one request. Both sides bound a line to `MAX_LINE` bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ def decode(line: bytes) -> Message:
 
 def failure(error: MayflyError) -> Message:
     """The answer that says what went wrong."""
-    return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
+    return {
+        "ok": False,
+        "code": error.code,
+        "http_status": error.http_status,
+        "message": error.message,
+        "hint": error.hint,
+    }
 
 
 def check(message: Message) -> Message:
@@ -51,6 +57,7 @@ def check(message: Message) -> Message:
         str(message.get("code", "infrastructure")),
         str(message.get("message", "no reason was given")),
         hint=str(message.get("hint", "")),
+        http_status=int(message.get("http_status", 0)),
     )
 
 

@@ -35,8 +35,9 @@ def sh(*argv: str, stdin: str = "") -> None:
 
 
 @pytest.fixture
-def machine() -> Iterator[None]:
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The thread of the test stands inside "the machine"; the world is one hop away."""
+    monkeypatch.setattr(network, "FORWARD_BEFORE", tmp_path / "before")
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         sh("ip", "netns", "add", MACHINE)
@@ -147,6 +148,17 @@ async def test_the_machines_side_holds_when_a_runners_own_rules_are_gone(
         for made in servers:
             made.close()
         await network.close_machine(settings)
+
+
+async def test_the_last_installation_restores_forwarding(machine: None, tmp_path: Path) -> None:
+    one, other = config(tmp_path / "one"), config(tmp_path / "other")
+    network.FORWARD.write_text("0\n")
+    await network.open_machine(one)
+    await network.open_machine(other)
+    await network.close_machine(one)
+    assert network.FORWARD.read_text() == "1\n"
+    await network.close_machine(other)
+    assert network.FORWARD.read_text() == "0\n"
 
 
 async def test_closing_leaves_the_machine_as_it_was(machine: None, tmp_path: Path) -> None:
