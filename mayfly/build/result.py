@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.build.progress import Ran
-from mayfly.errors import InfrastructureError, MayflyError, NotPublished, UsageError
+from mayfly.errors import (
+    InfrastructureError,
+    MayflyError,
+    NotPublished,
+    UsageError,
+    from_code,
+)
 from mayfly.model import OUTCOME_EXIT, Outcome
 from mayfly.wire import LeaseJson
 
@@ -38,6 +44,13 @@ class Result:
     @property
     def last(self) -> Attempt:
         return self.attempts[-1]
+
+    @property
+    def error(self) -> MayflyError | None:
+        """What is left to say; None where BuildKit has said it, or all is well."""
+        if self.outcome is self.last.outcome:
+            return self.last.error
+        return from_code(self.outcome, f"build {self.build} had already ended as {self.outcome}")
 
     @property
     def exit_status(self) -> int:

@@ -65,8 +65,8 @@ def run(argv: Sequence[str]) -> int:
             return await flow.build(request, api, settings, show)
 
     result = asyncio.run(build())
-    if result.last.error is not None:
-        complain(result.last.error)
+    if result.error is not None:
+        complain(result.error)
     elif result.exit_status == 0:
         show(_summary(result, request))
     return result.exit_status

@@ -92,8 +92,7 @@ def bootstrap(
     if architecture == "amd64" and os.uname().machine != "x86_64":
         raise MachineUnfit("golden and base images are made on x86-64 machines")
     argv: list[str | Path] = [
-        # Mounts of a run that is killed vanish with its namespace.
-        "unshare", "--mount", "--propagation", "private", "--",
+        *own_mounts(),
         "mmdebstrap", "--mode=root", f"--variant={variant}", f"--architectures={architecture}",
         "--format=directory", "--skip=cleanup/apt/lists",
         f"--include={','.join(packages)}",
@@ -127,10 +126,20 @@ def bootstrap(
     return installed
 
 
+def own_mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[str]:
+    """What runs a command in a mount namespace of its own: the mounts of one that is killed vanish.
+
+    In a chroot `/` is no mount point, so how mounts propagate cannot be changed (unshare(1)).
+    """
+    points = [line.split()[4] for line in mountinfo.read_text().splitlines()]
+    propagation = "private" if "/" in points else "unchanged"
+    return ["unshare", "--mount", "--propagation", propagation, "--"]
+
+
 def in_root(root: Path, argv: Sequence[str], *, what: str) -> list[str]:
     """Run a program of `root` inside it, and return what it printed."""
     return process.run(
-        ["unshare", "--mount", "--propagation", "private", "--", "chroot", root, *argv],
+        [*own_mounts(), "chroot", root, *argv],
         what=what,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"},
     )

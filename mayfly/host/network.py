@@ -209,7 +209,11 @@ async def close_machine(config: Config) -> None:
 
 
 async def make_namespace(config: Config, to: Link, around: Surroundings) -> None:
-    """Make a VM's namespace with its link and rules. Half-made ones are removed by the caller."""
+    """Make a VM's namespace with its link and rules. Half-made ones are removed by the caller.
+
+    One that is there already is what an interrupted command left, and goes first.
+    """
+    await remove_namespace(to.namespace)
     await run("ip", "netns", "add", to.namespace)
     await run(
         *("ip", "-batch", "-"),

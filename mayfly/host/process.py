@@ -119,3 +119,16 @@ async def run(*argv: str, stdin: str = "") -> str:
         lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
         raise InfrastructureError(f"`{' '.join(argv)}` failed: {lines[-1]}")
     return output.decode()
+
+
+async def end_named(name: str, directory: Path) -> None:
+    """End every QEMU with `-name NAME` that works in `directory`, whoever started it.
+
+    For what a crash left without a record. The whole session goes, its watchdog too.
+    """
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            here = any(os.fsencode(directory) in argument for argument in arguments)
+            if here and name.encode() in arguments:
+                await end(ProcessId.of(os.getsid(int(path.parent.name))))

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 from cryptography.hazmat.primitives import serialization
@@ -33,7 +34,7 @@ from mayfly.host.agent import agent
 from mayfly.host.component import runner_disks
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import monitor
-from mayfly.host.process import ProcessId, end, exited, spawn
+from mayfly.host.process import ProcessId, end, end_named, exited, spawn
 from mayfly.host.template import Template
 from mayfly.model import Runner, RunnerSpec
 
@@ -44,10 +45,15 @@ SLOTS = 180
 """VMs run under the uids from `FIRST_UID` on, one each: 60706-61183 is the range that systemd's
 list of reserved ranges (UIDS-GIDS.md) leaves unused."""
 
-START_TIMEOUT_S = 60
-IDENTITY_S = 45
-WATCHDOG_SLACK_S = 3
-"""Between QEMU's start, from which its watchdog counts, and readiness, from which a budget does."""
+START_S = 60
+"""How long making a runner may take. Its watchdog counts from QEMU's start, its budget from
+readiness: that much later the watchdog ends it, in case nobody else has."""
+
+DEADLINE_SLACK_S = 3
+"""The guest counts from its identity, a moment before the lease is ready: it is not to be early."""
+
+TEMPLATE = "mayfly/template"
+"""What QEMU is called while it boots a template (`argv.template`)."""
 
 NAME = re.compile(r"[a-z0-9]{1,32}-[0-9]{1,3}")
 
@@ -78,13 +84,14 @@ def write_record(directory: Path, record: Record) -> None:
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record of a VM's directory; none when it is missing or is not one."""
+    """The record of a VM's directory; none when it is missing or is not that VM's."""
     try:
         data = json.loads((directory / "vm.json").read_text())
         process = ProcessId(**data.pop("process")) if data["process"] else data.pop("process")
-        return Record(process=process, **data)
-    except (OSError, ValueError, KeyError, TypeError):
+        record = Record(process=process, **data)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return record if record.name == directory.name else None
 
 
 class Runners:
@@ -94,7 +101,8 @@ class Runners:
         self._config = config
         self._machine = machine
         self._records: dict[str, Record] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._making: dict[str, asyncio.Task[Record]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
 
     def list(self) -> tuple[Runner, ...]:
@@ -108,51 +116,75 @@ class Runners:
 
     async def adopt(self) -> None:
         """Take over what an earlier host program left: ready VMs live on, the rest is unmade."""
+        await end_named(TEMPLATE, self._config.state / "templates")
         for directory in sorted((self._config.state / "vms").glob("*")):
             record = read_record(directory)
             if record and record.ready and record.process and record.process.alive():
                 self._records[record.name] = record
                 self._watch(record)
                 log.info("runner adopted", runner=record.name)
-            else:
-                log.info("remains of a runner removed", runner=directory.name)
+                continue
+            try:
                 await self._unmake(directory.name, record)
+                log.info("remains of a runner removed", runner=directory.name)
+            except InfrastructureError as error:
+                log.warning("remains of a runner stay", runner=directory.name, error=str(error))
 
     async def create(self, spec: RunnerSpec, template: Template) -> Runner:
-        """Clone `template` and give the clone its identity; returns when its SSH server answers.
+        """Clone `template` and give the clone its identity; returns when its SSH server listens.
 
         The same name again returns the runner that is there. When it fails nothing of it is left.
-        Raises `UsageError` for a name that is not one, `InfrastructureError` otherwise.
+        Raises `UsageError` for a name that is not one, `InfrastructureError` otherwise, also when
+        `destroy` comes meanwhile.
         """
-        if not NAME.fullmatch(spec.runner):
-            raise UsageError(f"{spec.runner!r} is not a runner's name")
-        async with self._lock(spec.runner):
-            if (there := self._records.get(spec.runner)) is not None:
+        name = spec.runner
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is not a runner's name")
+        async with self._lock(name):
+            if (there := self._records.get(name)) is not None:
                 return there.runner
-            record = Record(spec.runner, self._free_slot(), spec.size.name, template.key)
-            self._records[spec.runner] = record
+            self._records[name] = Record(name, self._free_slot(), spec.size.name, template.key)
+            making = asyncio.create_task(self._clone(self._records[name], spec, template))
+            self._making[name] = making
             try:
-                record = await self._clone(record, spec, template)
-            except BaseException:
-                await asyncio.shield(self._unmake(spec.runner, self._records.pop(spec.runner)))
+                async with asyncio.timeout(START_S):
+                    record = await making
+            except BaseException as error:
+                making.cancel()
+                await asyncio.shield(self._undo(name))
+                if isinstance(error, TimeoutError):
+                    raise InfrastructureError(f"no runner within {START_S} s") from None
+                if making.cancelled() and not _cancelled():
+                    raise InfrastructureError("the runner was destroyed while made") from None
                 raise
+            finally:
+                del self._making[name]
             self._keep(record)
             self._watch(record)
             return record.runner
 
+    async def _undo(self, runner: str) -> None:
+        """Unmake what `create` has made. The record, and with it the slot, goes last."""
+        await self._unmake(runner, self._records[runner])
+        del self._records[runner]
+
     async def destroy(self, runner: str) -> None:
-        """Unmake a runner and all that is its own; returns silently when there is none."""
+        """Unmake a runner and all that is its own, made or being made; silently when there is none.
+
+        Raises `InfrastructureError` when something does not go; it is listed until it has gone.
+        """
         if not NAME.fullmatch(runner):
             return
+        if (making := self._making.get(runner)) is not None:
+            making.cancel()
         async with self._lock(runner):
             if (watch := self._watches.pop(runner, None)) is not None:
                 watch.cancel()
             record = self._records.get(runner)
-            if record is not None:
+            if record is not None or self._directory(runner).exists():
                 await self._unmake(runner, record)
-                del self._records[runner]
+                self._records.pop(runner, None)
                 log.info("runner destroyed", runner=runner)
-        self._locks.pop(runner, None)
 
     async def dial(self, runner: str) -> socket.socket:
         """A socket connected to the runner's SSH server. Raises `NotFound` when it is gone."""
@@ -211,33 +243,35 @@ class Runners:
         phase = _Phases()
         directory = self._directory(record.name)
         directory.mkdir(parents=True)
+        own = directory / "qemu"
+        own.mkdir(mode=0o700)
         self._keep(record)
         link, uid = network.link(self._config, record.slot), FIRST_UID + record.slot
         around = await network.surroundings(self._config)
 
         with phase("prepare"):
             disks, _ = await asyncio.gather(
-                self._disks(template, directory),
+                self._disks(template, own),
                 network.make_namespace(self._config, link, around),
             )
-            for path in (directory, disks.root, disks.scratch):
+            for path in (own, disks.root, disks.scratch):
                 os.chown(path, uid, uid)
 
         with phase("qemu"):
-            process = await self._start(spec, template, directory, disks, link, uid)
+            process = await self._start(spec, template, own, disks, link, uid)
             record = replace(record, process=process)
             self._keep(record)
-            async with monitor(directory / "qmp.sock", timeout_s=START_TIMEOUT_S) as qemu:
+            async with monitor(own / "qmp.sock") as qemu:
                 with phase("restore"):
                     await qemu.load(template.state)
                 with phase("memory"):
                     boot = template.shape.hardware.boot_memory_bytes
                     await qemu.plug_memory(argv.dimms(boot, spec.size.memory_bytes))
-                async with agent(directory / "agent.sock") as guest:
+                async with agent(own / "agent.sock") as guest:
                     await qemu.resume()
                     with phase("identity"):
                         identity, public = self._identity(spec, around)
-                        answer = await guest.call("identity", identity, timeout_s=IDENTITY_S)
+                        answer = await guest.call("identity", identity, timeout_s=START_S)
         log.info("runner ready", runner=record.name, size=str(spec.size), phases=phase.seconds)
         timings = {**phase.seconds, **_guest_timings(answer)}
         return replace(record, ready=True, ssh_host_key=public, timings_s=timings)
@@ -281,7 +315,7 @@ class Runners:
             namespace=link.path,
             uid=uid,
             groups=[DEVICE.stat().st_gid] if kvm else [],
-            lifetime_s=spec.budget_s + WATCHDOG_SLACK_S,
+            lifetime_s=spec.budget_s + START_S,
         )
         return await spawn(command, errors=directory / "qemu.log", answers=directory / "qmp.sock")
 
@@ -301,7 +335,7 @@ class Runners:
             "resolvers": list(around.resolvers),
             "cpus": spec.size.cpus,
             "disk_bytes": spec.size.disk_bytes,
-            "deadline_unix_s": now_ns / 1e9 + spec.budget_s,
+            "deadline_unix_s": now_ns / 1e9 + spec.budget_s + DEADLINE_SLACK_S,
             "unix_time_ns": now_ns,
         }, public
 
@@ -319,12 +353,16 @@ class Runners:
         """Remove whatever exists of a runner: its process, namespace and directory."""
         if record is not None and record.process is not None:
             await end(record.process)
-        for pid in _processes_named(f"mayfly/{runner}", self._directory(runner)):
-            with contextlib.suppress(ProcessLookupError):
-                await end(ProcessId.of(os.getsid(pid)))
+        await end_named(f"mayfly/{runner}", self._directory(runner))
         if record is not None:
             await network.remove_namespace(network.link(self._config, record.slot).namespace)
         await asyncio.to_thread(shutil.rmtree, self._directory(runner), ignore_errors=True)
+
+
+def _cancelled() -> bool:
+    """Whether the task that asks is itself being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Phases:
@@ -366,30 +404,16 @@ def ssh_key_pair() -> tuple[str, str]:
     return private.decode(), public.decode()
 
 
-def _processes_named(name: str, directory: Path) -> list[int]:
-    """Processes of QEMU for this VM, whoever started them: a crash may come before the record."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            arguments = path.read_bytes().split(b"\0")
-            if name.encode() in arguments and any(
-                str(directory).encode() in argument for argument in arguments
-            ):
-                found.append(int(path.parent.name))
-    return found
-
-
 async def teardown(config: Config) -> None:
     """End every VM of this installation and remove all that the host made for them.
 
     For `mayfly down`, when no host program runs. Idempotent. Templates and golden images stay.
     """
+    await end_named(TEMPLATE, config.state / "templates")
     for directory in sorted((config.state / "vms").glob("*")):
         record = read_record(directory)
         if record is not None and record.process is not None:
             await end(record.process)
-        for pid in _processes_named(f"mayfly/{directory.name}", directory):
-            with contextlib.suppress(ProcessLookupError):
-                await end(ProcessId.of(os.getsid(pid)))
+        await end_named(f"mayfly/{directory.name}", directory)
         shutil.rmtree(directory, ignore_errors=True)
     await network.close_machine(config)

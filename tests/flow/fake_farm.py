@@ -22,6 +22,7 @@ class FakeFarm:
     refuse: MayflyError | None = None
     ask_s: float = 0.0
     away: int = 0  # so many calls in a row are not answered
+    overruled: str = ""  # the outcome that a report is answered with
     ended: tuple[str, str] | None = None  # the orchestrator's own outcome and reason
     request: LeaseRequest | None = None
     beats: int = 0
@@ -115,7 +116,11 @@ class FakeFarm:
             {"outcome": outcome, "digest": digest, "timings_s": timings_s, "images": images}
         )
         verdict = self.verdicts.pop(0) if self.verdicts else "done"
-        return {"verdict": verdict, "attempt": len(self.reports) + 1, "outcome": str(outcome)}
+        return {
+            "verdict": verdict,
+            "attempt": len(self.reports) + 1,
+            "outcome": self.overruled or str(outcome),
+        }
 
     async def end(self, lease: str, outcome: Outcome) -> None:
         self.deleted.append(outcome)

@@ -180,6 +180,13 @@ async def test_the_verdict_decides_on_another_attempt(tmp_path: Path, runner: Fa
     assert farm.log.count(b"#1 [1/1]") == 2, "one log over all attempts"
 
 
+async def test_the_orchestrators_outcome_counts(tmp_path: Path, runner: FakeRunner) -> None:
+    farm = FakeFarm(runner, overruled="budget_exceeded")
+    result = await build(request(tmp_path, "fail"), farm)
+    assert (result.outcome, result.exit_status) == (Outcome.BUDGET_EXCEEDED, 7)
+    assert "already ended as budget_exceeded" in str(result.error)
+
+
 async def test_a_wrong_host_key_is_denied(tmp_path: Path, runner: FakeRunner) -> None:
     runner.host_key = OTHER_KEY
     result = await build(request(tmp_path, ""), FakeFarm(runner))
