@@ -225,7 +225,7 @@ link set {to.device} up
     )
     await asyncio.gather(
         run(
-            *("ip", "-n", to.namespace, "-batch", "-"),
+            *("nsenter", f"--net={to.path}", "ip", "-batch", "-"),
             stdin=f"""\
 link set lo up
 address add {to.guest_address}/{to.prefix} dev out

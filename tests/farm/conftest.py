@@ -7,6 +7,7 @@ and ended by `mayfly down --purge`, and ending it checks that nothing of it is l
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -165,8 +166,18 @@ def farm() -> Iterator[Farm]:
 def _share_golden_images(config: Config) -> None:
     """Link this machine's own golden images, which are used only when nothing has changed."""
     for path in sorted(Config().state.glob("golden/[0-9]*")):
-        shutil.copytree(path, config.state / "golden" / path.name, copy_function=os.link)
+        shutil.copytree(path, config.state / "golden" / path.name, copy_function=link_or_copy)
     golden.make(config, print)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link where one is possible, else a copy (another file system)."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, target)
 
 
 def footprint(config: Config) -> dict[str, Any]:
@@ -190,7 +201,7 @@ def footprint(config: Config) -> dict[str, Any]:
         "rules": network.tag(config) in output("nft", "list", "tables"),
         "links": network.tag(config) in output("ip", "-br", "link"),
         "routes": output("ip", "route"),
-        "hosts": Path("/etc/hosts").read_text(),
+        "hosts": str(config.state) in Path("/etc/hosts").read_text(),
         "mounts": str(config.state) in Path("/proc/self/mounts").read_text(),
         "ip_forward": network.FORWARD.read_text(),
     }
