@@ -238,12 +238,17 @@ class Client:
 def from_environment(config: Config, environ: Mapping[str, str] | None = None) -> Client:
     """The farm that MAYFLY_URL, MAYFLY_TOKEN and MAYFLY_CA name, else this machine's own.
 
-    Raises `Denied` when there is no token to be found, `UsageError` for a CA that cannot be read.
+    This machine's admin token goes nowhere else: with MAYFLY_URL there must be MAYFLY_TOKEN. Raises
+    `Denied` when there is no token to be found, `UsageError` for a URL or token that cannot be one,
+    for `http://` to another machine, and for a CA that cannot be read.
     """
     environ = os.environ if environ is None else environ
-    url = environ.get("MAYFLY_URL") or local_url(config)
-    if not url.startswith(("https://", "http://")):
-        raise UsageError(f"MAYFLY_URL={url!r} is not a URL", hint="as in https://farm.example:5000")
+    given = environ.get("MAYFLY_URL", "")
+    if given:
+        _check_url(given)
+    if given and not environ.get("MAYFLY_TOKEN"):
+        raise Denied(f"no token for MAYFLY_URL={given}", hint="set MAYFLY_TOKEN")
+    url = given or local_url(config)
     ca: Path | None = config.state / "ca" / "ca.crt"
     if named := environ.get("MAYFLY_CA"):
         ca = Path(named)
@@ -252,6 +257,29 @@ def from_environment(config: Config, environ: Mapping[str, str] | None = None) -
     elif ca and not os.access(ca, os.R_OK):
         ca = None
     return Client(url, token(config, environ), ca)
+
+
+def _check_url(url: str) -> None:
+    """Raises `UsageError` for a MAYFLY_URL that cannot be dialled, or not without being read."""
+    try:
+        parsed = httpx.URL(url)
+        is_url = parsed.scheme in ("https", "http") and parsed.host != ""
+        is_url = is_url and (parsed.port is None or 0 < parsed.port < 2**16)
+    except (httpx.InvalidURL, ValueError):  # idna's errors are ValueErrors
+        is_url = False
+    if not is_url:
+        raise UsageError(f"MAYFLY_URL={url!r} is not a URL", hint="as in https://farm.example:5000")
+    if parsed.scheme == "http" and not _is_loopback(parsed.host):
+        raise UsageError(
+            f"MAYFLY_URL={url!r} would send the token unencrypted", hint="use https://"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def local_url(config: Config) -> str:
@@ -278,9 +306,14 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def token(config: Config, environ: Mapping[str, str] | None = None) -> str:
-    """MAYFLY_TOKEN, else this machine's admin token. Raises `Denied` when there is neither."""
+    """MAYFLY_TOKEN, else this machine's admin token. Raises `Denied` when there is neither.
+
+    Raises `UsageError` for a MAYFLY_TOKEN that no header can carry; it is not shown.
+    """
     environ = os.environ if environ is None else environ
     if given := environ.get("MAYFLY_TOKEN"):
+        if not (given.isascii() and given.isprintable()):
+            raise UsageError("MAYFLY_TOKEN is not a token", hint="copy it anew, without line ends")
         return given
     path = config.state / "admin.token"
     try:

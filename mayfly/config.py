@@ -18,7 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from mayfly.errors import ConfigError
 from mayfly.model import GIB, Size
@@ -39,7 +47,20 @@ def _address(value: str) -> str:
 
 
 def _network(value: str) -> str:
-    return str(ipaddress.ip_network(value))
+    network = ipaddress.ip_network(value)
+    if network.version != 4:
+        raise ValueError("write an IPv4 network, as in 10.0.0.0/8: runners have no IPv6")
+    return str(network)
+
+
+def _ipv4(value: str) -> str:
+    if ipaddress.ip_address(value).version != 4:
+        raise ValueError("write an IPv4 address: runners have no IPv6")
+    return value
+
+
+_Absolute = Annotated[Path, AfterValidator(Path.absolute)]
+"""Relative paths are below the working directory of whoever reads the configuration."""
 
 
 class Server(_Section):
@@ -87,11 +108,23 @@ class LeaseOptions(_Section):
 
     heartbeat_s: float = Field(5, ge=0.5, description="Seconds between a client's heartbeats.")
     grace_s: float = Field(
-        30, ge=2, description="Seconds without a heartbeat after which a client counts as lost."
+        30,
+        ge=2,
+        validate_default=True,
+        description="Seconds without a heartbeat after which a client counts as lost; "
+        "at least two heartbeats.",
     )
     budget_min: float = Field(
         60, gt=0, le=24 * 60, description="Minutes that a build may take once its runner is ready."
     )
+
+    @field_validator("grace_s")
+    @classmethod
+    def _two_heartbeats(cls, grace_s: float, info: ValidationInfo) -> float:
+        heartbeat_s: float = info.data.get("heartbeat_s", 0)
+        if grace_s < 2 * heartbeat_s:
+            raise ValueError(f"must be at least twice lease.heartbeat_s, which is {heartbeat_s:g}")
+        return grace_s
 
 
 class Vm(_Section):
@@ -117,11 +150,12 @@ class Network(_Section):
         "198.18.0.0/16",
         description="IPv4 network for the links between this machine and its runners.",
     )
-    resolvers: tuple[str, ...] = Field(
-        (), description="DNS servers for runners; empty: those of this machine's resolv.conf."
+    resolvers: tuple[Annotated[str, AfterValidator(_ipv4)], ...] = Field(
+        (),
+        description="DNS servers (IPv4) for runners; empty: those of this machine's resolv.conf.",
     )
     allow: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
-        (), description="Networks that runners may reach although they are private."
+        (), description="IPv4 networks that runners may reach although they are private."
     )
 
 
@@ -156,8 +190,8 @@ DEFAULT_LADDER = {
 class Config(_Section):
     """Everything that an operator may set."""
 
-    state: Path = Field(Path("/var/lib/mayfly"), description="All that Mayfly keeps.")
-    cache: Path = Field(
+    state: _Absolute = Field(Path("/var/lib/mayfly"), description="All that Mayfly keeps.")
+    cache: _Absolute = Field(
         Path("/var/cache/mayfly"), description="What can be made or fetched again: tools."
     )
     server: Server = Server()
@@ -261,7 +295,12 @@ def _scalar(text: str) -> Any:
 
 def _fault(error: Any, origin: Mapping[str, str], default: str) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    source = origin.get(where) or next((origin[p] for p in _parents(where) if p in origin), default)
+    section = where.partition(".")[0]
+    # For a default that does not go with what was set: where anything of its section was.
+    beside = next(
+        (place for name, place in origin.items() if name.startswith(f"{section}.")), default
+    )
+    source = origin.get(where) or next((origin[p] for p in _parents(where) if p in origin), beside)
     if error["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown option - remove it, or see docs/configuration.md"
     message = error["msg"].removeprefix("Value error, ")

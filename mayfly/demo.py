@@ -25,6 +25,7 @@ from mayfly.cli.main import guarded
 from mayfly.cli.output import seconds, show
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError
+from mayfly.stack.secrets import auth_file
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "python-web"
 REPO = "examples/python-web"
@@ -125,28 +126,31 @@ def table(builds: tuple[Built, ...]) -> None:
 
 
 def pull(settings: Config, digest: str, scratch: Path) -> None:
-    """Print the command with which any client fetches the image, and run it as proof."""
+    """Print the commands with which any client sees and fetches the image; fetch it as proof."""
     if shutil.which("skopeo") is None:
         raise MachineUnfit("skopeo is not installed", hint="apt-get install skopeo")
-    command = skopeo(settings, digest)
+    inspect, copy = skopeo(settings, digest)
     print(f"digest: {digest}")
-    print(f"an independent client pulls it, while Mayfly runs (`make up`), with\n  {command}")
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=scratch, capture_output=True, text=True, check=False
-    )
+    print("an independent client looks at it and pulls it, while Mayfly runs (`make up`), with")
+    print(f"  {shlex.join(inspect)}\n  {shlex.join(copy)}")
+    done = subprocess.run(copy, cwd=scratch, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InfrastructureError(f"skopeo could not pull it: {done.stderr.strip()}")
     size = sum(file.stat().st_size for file in (scratch / PULLED).iterdir())
     show(f"done just now: skopeo pulled {size / 1e6:.1f} MB")
 
 
-def skopeo(settings: Config, digest: str) -> str:
-    """A shell command that copies the image into a folder of the current directory."""
-    certificates = shlex.quote(str(settings.state / "trust"))
-    token = shlex.quote(str(settings.state / "admin.token"))
+def skopeo(settings: Config, digest: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Two commands: show the image, copy it into a folder of the current directory. Pure.
+
+    They name the file with the token; the token itself would show in the list of processes.
+    """
+    trust = str(settings.state / "trust")
+    auth = ("--authfile", str(auth_file(settings)))
+    image = f"docker://{settings.registry_host}/{IMAGE}@{digest}"
     return (
-        f"skopeo copy --src-cert-dir {certificates} --src-creds mayfly:$(cat {token}) "
-        f"docker://{settings.registry_host}/{IMAGE}@{digest} dir:{PULLED}"
+        ("skopeo", "inspect", "--cert-dir", trust, *auth, image),
+        ("skopeo", "copy", "--src-cert-dir", trust, *auth, image, f"dir:{PULLED}"),
     )
 
 

@@ -79,7 +79,7 @@ def _check_tags(args: BuildArgs, name: str, registry_host: str) -> None:
         if host_of(tag) == registry_host and not grants.allows(grants.for_lease(name), push):
             raise Denied(
                 f"a build of repo {name} may not push to {push.name}",
-                hint=f"use -t images/{name}, a name below it, or another --mayfly-repo",
+                hint=f"use -t {' or '.join(grants.image_names(name))}, or another --mayfly-repo",
             )
 
 

@@ -4,6 +4,9 @@ Numbers without a passwd entry: nothing to create, nothing left behind. Every pr
 the number of its user and it is in no other; where two programs meet at a socket, the folder
 around it belongs to the one that listens and to the group of the one that connects, with the
 set-group-id bit, so that the socket gets that group too.
+
+Root reads and writes only in folders of its own; a file in one may belong to the program that
+needs it. In the other folders root makes nothing and trusts nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ FOLDERS = (
     Folder("keys", ROOT, ROOT, 0o755),
     Folder("log", ROOT, ROOT, 0o700),
     Folder("orchestrator", ORCHESTRATOR, ORCHESTRATOR, 0o700),
-    Folder("registry", REGISTRY, REGISTRY, 0o700),
-    Folder("s3", S3, S3, 0o700),
+    Folder("registry", ROOT, ROOT, 0o711),
+    Folder("s3", ROOT, ROOT, 0o711),
+    Folder("s3/data", S3, S3, 0o700),
     Folder("trust", ROOT, ROOT, 0o755),
     Folder("run", ROOT, ROOT, 0o711),
     Folder("run/api", ORCHESTRATOR, EDGE, 0o2750),
@@ -49,11 +53,17 @@ FOLDERS = (
 def make_folders(state: Path) -> None:
     """Make every folder of the table below `state`, or set its owner and mode right. Idempotent.
 
-    Parents of `state` are made when missing. Raises `OSError`.
+    Parents of `state` are made when missing, and it may be a symbolic link; below it none is
+    followed. Raises `OSError`, `NotADirectoryError` for such a link among it.
     """
-    state.parent.mkdir(parents=True, exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True)
+    state = state.resolve()
     for folder in FOLDERS:
         path = state / folder.path
         path.mkdir(exist_ok=True)
-        os.chown(path, folder.owner, folder.group, follow_symlinks=False)
-        path.chmod(folder.mode)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchown(descriptor, folder.owner, folder.group)
+            os.fchmod(descriptor, folder.mode)
+        finally:
+            os.close(descriptor)

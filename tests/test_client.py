@@ -137,7 +137,7 @@ def test_the_environment_names_the_farm(config: Config) -> None:
 
 
 def test_this_machines_farm_is_the_default(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.socket, "getaddrinfo", lambda *_, **__: [()])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [()])
     api = from_environment(config, {})
     assert (api.url, api.token) == ("https://registry.mayfly.internal:5000", "mayfly_admin_x")
 
@@ -157,7 +157,7 @@ def test_without_its_name_the_farm_is_dialled_by_address(
     def fail(*_: Any, **__: Any) -> None:
         raise socket.gaierror
 
-    monkeypatch.setattr(client.socket, "getaddrinfo", fail)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
     config = Config.model_validate({"state": tmp_path, "server": {"listen": listen}})
     assert client.local_url(config) == url
 
@@ -167,9 +167,42 @@ def test_a_missing_token_says_where_it_was_looked_for(tmp_path: Path) -> None:
         from_environment(Config(state=tmp_path), {})
 
 
+def test_the_local_admin_token_goes_to_no_other_farm(config: Config) -> None:
+    with pytest.raises(Denied, match="set MAYFLY_TOKEN"):
+        from_environment(config, {"MAYFLY_URL": "https://f.example:5000"})
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9:80", "[::1]:5000"])
+def test_a_farm_on_this_machine_may_be_dialled_without_tls(config: Config, host: str) -> None:
+    url = f"http://{host}"
+    assert from_environment(config, {"MAYFLY_URL": url, "MAYFLY_TOKEN": "t"}).url == url
+
+
 @pytest.mark.parametrize(
     "environ",
-    [{"MAYFLY_URL": "farm.example"}, {"MAYFLY_CA": "/nowhere.crt"}, {"MAYFLY_CA": "@garbage"}],
+    [
+        {"MAYFLY_CA": "/nowhere.crt"},
+        {"MAYFLY_CA": "@garbage"},
+        {"MAYFLY_TOKEN": "tökén"},
+        {"MAYFLY_TOKEN": "a\nb"},
+        *(
+            {"MAYFLY_URL": url, "MAYFLY_TOKEN": "t"}
+            for url in (
+                "farm.example",
+                "ftp://farm.example",
+                "https://",
+                "https://:5000",
+                "https://foo:bar",
+                "https://foo:99999",
+                "https://xn--",
+                "https://foo\n",
+                "http://[::1",
+                "http://farm.example",
+                "http://localhost.example",
+            )
+        ),
+    ],
+    ids=str,
 )
 def test_a_wrong_environment_is_usage(config: Config, environ: dict[str, str]) -> None:
     (config.state / "garbage").write_text("nonsense")

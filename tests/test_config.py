@@ -82,6 +82,47 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
         load({"MAYFLY_CONFIG": str(tmp_path)})
 
 
+def test_paths_do_not_depend_on_where_a_program_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(write(tmp_path, 'state = "a"') | {"MAYFLY_CACHE": "b/c"})
+    assert (config.state, config.cache) == (tmp_path / "a", tmp_path / "b" / "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "why"),
+    [
+        ('subnet = "fd00::/64"', "network.subnet", "IPv4 network"),
+        ('subnet = "10.0.0.1/8"', "network.subnet", "has host bits set"),
+        ('allow = ["10.0.0.0/8", "fe80::/10"]', "network.allow.1", "IPv4 network"),
+        ('resolvers = ["2001:db8::53"]', "network.resolvers.0", "IPv4 address"),
+        ('resolvers = ["dns.example"]', "network.resolvers.0", "does not appear"),
+    ],
+)
+def test_networks_are_ipv4(tmp_path: Path, text: str, where: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, f"[network]\n{text}"))
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{tmp_path / 'mayfly.toml'}: {where} = ")
+    assert why in fault
+
+
+def test_a_lost_heartbeat_is_no_lost_client(tmp_path: Path) -> None:
+    file = write(tmp_path, "[lease]\nheartbeat_s = 3\ngrace_s = 5\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert caught.value.faults == (
+        f"{tmp_path / 'mayfly.toml'}: lease.grace_s = 5: "
+        "must be at least twice lease.heartbeat_s, which is 3",
+    )
+    assert load(file | {"MAYFLY_LEASE__GRACE_S": "6"}).lease.grace_s == 6
+    with pytest.raises(ConfigError) as caught:
+        load({"MAYFLY_LEASE__HEARTBEAT_S": "20"})
+    (fault,) = caught.value.faults
+    assert fault.startswith("MAYFLY_LEASE__HEARTBEAT_S: lease.grace_s = 30"), "its default"
+
+
 @given(
     st.dictionaries(
         st.sampled_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,19 @@ DOCKER_SOCKET = "unix:///var/run/docker.sock"
 def files(args: BuildArgs, cwd: Path) -> None:
     """Check that the context is a directory and the Dockerfile a file, both relative to `cwd`.
 
-    What comes from standard input or from a URL is BuildKit's to find. Raises `UsageError`.
+    What comes from standard input or from a URL is BuildKit's to find. Raises `UsageError`, also
+    for what may not be entered or read.
     """
+    try:
+        _files(args, cwd)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename} cannot be read: {error.strerror}", hint="check its name and its mode"
+        ) from None
+
+
+def _files(args: BuildArgs, cwd: Path) -> None:
+    """`files`, where an `OSError` is what the system says to looking and opening."""
     if args.context == "-" and args.dockerfile == "-":
         raise UsageError(
             "context and Dockerfile cannot both be read from standard input",
@@ -31,10 +43,12 @@ def files(args: BuildArgs, cwd: Path) -> None:
             f"the build context {args.context} {what}",
             hint="name the directory that holds the sources, as in: mayfly build .",
         )
+    os.scandir(context).close()
     if args.dockerfile == "-" or args.dockerfile.startswith(("http://", "https://")):
         return
     if args.dockerfile:
-        if not (cwd / args.dockerfile).is_file():
+        dockerfile = cwd / args.dockerfile
+        if not dockerfile.is_file():
             beside = (context / args.dockerfile).is_file()
             raise UsageError(
                 f"the Dockerfile {args.dockerfile} is not there",
@@ -43,10 +57,15 @@ def files(args: BuildArgs, cwd: Path) -> None:
                 if beside
                 else "name it with -f",
             )
-    elif not any((context / name).is_file() for name in ("Dockerfile", "dockerfile")):
-        raise UsageError(
-            f"there is no Dockerfile in {args.context}", hint="add one, or name it with -f"
-        )
+    else:
+        usual = (context / name for name in ("Dockerfile", "dockerfile"))
+        found = next((path for path in usual if path.is_file()), None)
+        if found is None:
+            raise UsageError(
+                f"there is no Dockerfile in {args.context}", hint="add one, or name it with -f"
+            )
+        dockerfile = found
+    dockerfile.open("rb").close()
 
 
 def docker_answers(environ: Mapping[str, str]) -> bool:

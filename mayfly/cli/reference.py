@@ -32,7 +32,7 @@ PLACES = """\
 | variable | meaning |
 | --- | --- |
 | `MAYFLY_URL` | the farm to use; default: this machine's own |
-| `MAYFLY_TOKEN` | what proves who asks; default: the admin token in the state directory (root) |
+| `MAYFLY_TOKEN` | what proves who asks; without `MAYFLY_URL`: the state's admin token (root) |
 | `MAYFLY_CA` | PEM file with the CA of a farm that is not on this machine |
 | `MAYFLY_CONFIG` | configuration file; default `/etc/mayfly/mayfly.toml` (see configuration.md) |
 | `MAYFLY_STATE`, `MAYFLY_CACHE` | where Mayfly keeps what it has, and what can be made again |

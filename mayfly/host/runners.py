@@ -34,9 +34,10 @@ from mayfly.host.agent import agent
 from mayfly.host.component import runner_disks
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import monitor
-from mayfly.host.process import ProcessId, end, end_named, exited, spawn
+from mayfly.host.process import end, end_named, exited, spawn
 from mayfly.host.template import Template
 from mayfly.model import Runner, RunnerSpec
+from mayfly.pid import ProcessId
 
 log = structlog.get_logger("host")
 

@@ -20,7 +20,8 @@ from mayfly.host.agent import Agent, agent
 from mayfly.host.component import runner_disks
 from mayfly.host.machine import Machine
 from mayfly.host.monitor import monitor
-from mayfly.host.process import ProcessId, end, spawn
+from mayfly.host.process import end, spawn
+from mayfly.pid import ProcessId
 from mayfly.vm.provider import Progress
 
 BOOT_TIMEOUT_S = 300

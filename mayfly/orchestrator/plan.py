@@ -215,6 +215,14 @@ def edge_changes(
     return tuple(sorted(ready - attached)), tuple(sorted(attached - making))
 
 
+def over_budget(lease: Lease, now: datetime, slack_s: float = 0) -> End | None:
+    """The end of a lease whose deadline is at most `slack_s` seconds away, or past."""
+    if lease.deadline is None or now < lease.deadline - timedelta(seconds=slack_s):
+        return None
+    budget = f"the time budget of {_minutes(lease.budget_s)} is used up"
+    return End(lease, Outcome.BUDGET_EXCEEDED, budget)
+
+
 def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
     """How the build ends now, if it does; the strongest reason first."""
     if not states.is_running(lease):
@@ -223,10 +231,8 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
     if rule is Rule.BROKEN:
         state = f"{lease.observed}/{lease.operation}"
         return End(lease, Outcome.INTERNAL, f"the lease was found running in state {state}")
-    slack = timedelta(seconds=WATCHDOG_SLACK_S if rule is Rule.LOST else 0)
-    if lease.deadline is not None and now >= lease.deadline - slack:
-        budget = f"the time budget of {_minutes(lease.budget_s)} is used up"
-        return End(lease, Outcome.BUDGET_EXCEEDED, budget)
+    if over := over_budget(lease, now, WATCHDOG_SLACK_S if rule is Rule.LOST else 0):
+        return over
     if rule is Rule.LOST:
         return End(lease, Outcome.RUNNER_LOST, f"the runner {lease.runner} died")
     # After a restart nobody could have been heard for a while: everyone gets the grace anew.

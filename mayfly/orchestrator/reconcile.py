@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import TypeVar
 
 import structlog
 
@@ -33,6 +34,8 @@ CANCEL_TIMEOUT_S = 10.0
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = structlog.get_logger("orchestrator")
+
+_T = TypeVar("_T")
 
 
 class Reconciler:
@@ -66,6 +69,7 @@ class Reconciler:
         self._preparing: asyncio.Task[None] | None = None
         self._last_line = ""
         self._places: dict[str, int] = {}
+        self._troubles: set[str] = set()
 
     async def run(self) -> None:
         """Reconcile for ever. A step that fails is logged and comes round again."""
@@ -114,8 +118,18 @@ class Reconciler:
     async def _act(self) -> None:
         leases = self._ledger.open()
         self._destroyed &= {lease.runner for lease in leases}
+        troubles = set()
         for action in plan.plan(leases, self.facts(), self._limits):
-            self._apply(action)
+            try:
+                self._apply(action)
+            except Exception as error:  # the others' turn; this one comes again with the next plan
+                kind = type(action).__name__
+                trouble = f"{kind} {action.lease.id if action.lease else ''}: {error!r}"
+                troubles.add(trouble)
+                if trouble not in self._troubles:
+                    bug = not isinstance(error, MayflyError)
+                    log.warning("action failed", action=kind, error=str(error), exc_info=bug)
+        self._troubles = troubles
         self._tell_queue()
 
     def _tell_queue(self) -> None:
@@ -140,9 +154,11 @@ class Reconciler:
                 self._end(lease.id, outcome, reason)
             case plan.Destroy(runner, reason, owner):
                 log.info("destroying", runner=runner, reason=reason)
-                if owner:
-                    change(owner.id, states.destroying)
-                self._start(self._destroying, runner, self._destroy(runner))
+                try:
+                    if owner:
+                        change(owner.id, states.destroying)
+                finally:  # a full disk must not keep VMs alive; the row's end says enough
+                    self._start(self._destroying, runner, self._destroy(runner))
             case plan.Close(lease):
                 change(lease.id, states.closed)
                 log.info("closed", lease=lease.id, outcome=lease.outcome)
@@ -158,12 +174,18 @@ class Reconciler:
         runner: str,
         call: Coroutine[None, None, None],
     ) -> None:
-        """Run `call` as the runner's task in `calls`; the plan is made anew when it is over."""
+        """Run `call` as the runner's task in `calls`; the plan is made anew when it is over.
 
-        def over(_: asyncio.Task[None]) -> None:
+        After one that raised (its row cannot be written) the next tick is soon enough.
+        """
+
+        def over(task: asyncio.Task[None]) -> None:
             del calls[runner]
             self._touches += 1
             self._touched[runner] = self._touches
+            if not task.cancelled() and (error := task.exception()):
+                log.warning("call failed", runner=runner, error=str(error) or repr(error))
+                return
             self._look_now.set()
             self._ledger.changed.set()
 
@@ -174,10 +196,18 @@ class Reconciler:
         spec = RunnerSpec(
             lease.runner, lease.size, lease.request.ssh_public_key, budget_s=lease.budget_s
         )
-        try:
+        until = self._clock() + timedelta(seconds=self._limits.create_timeout_s)
+
+        async def make() -> Runner:
             await self._prepare(lease.id)
-            runner = await self._provider.create(spec)
-            await self._attach(lease)
+            return await self._provider.create(spec)
+
+        async def attach() -> None:
+            await self._edge.attach(lease.runner)
+
+        try:
+            runner = await self._patiently(lease, make, "waiting for the host", until)
+            await self._patiently(lease, attach, "waiting for the edge", until)
         except MayflyError as error:
             self._metrics.called("create", error.code)
             self._end(lease.id, Outcome(error.code), str(error))
@@ -207,17 +237,25 @@ class Reconciler:
             if lease.runner in self._creating:
                 self._ledger.tell(lease.id, line)
 
-    async def _attach(self, lease: Lease) -> None:
-        """Have the edge serve the runner, however long the edge is away."""
-        for delay in _backoff():
+    async def _patiently(
+        self, lease: Lease, call: Callable[[], Awaitable[_T]], waiting: str, until: datetime
+    ) -> _T:
+        """What `call` returns, again and again while the program it asks is away (restarting).
+
+        Whoever waits is told `waiting` once. Raises `Unreachable` when `until` is past, and
+        whatever else `call` raises. To be used with what is harmless when done twice.
+        """
+        for number, delay in enumerate(_backoff()):
             try:
-                await self._edge.attach(lease.runner)
+                return await call()
             except Unreachable as error:
-                log.warning("edge away", runner=lease.runner, error=str(error))
-                self._ledger.tell(lease.id, "waiting for the edge")
+                if self._clock() >= until:
+                    raise
+                log.warning(waiting, runner=lease.runner, error=str(error))
+                if number == 0:
+                    self._ledger.tell(lease.id, waiting)
                 await asyncio.sleep(delay)
-            else:
-                return
+        raise AssertionError("backing off never ends")
 
     async def _destroy(self, runner: str) -> None:
         """Unmake the runner, however often it takes; the edge stops serving it first."""

@@ -162,18 +162,25 @@ class Service:
     def report(self, lease_id: str, form: ReportForm) -> VerdictJson:
         """The client's outcome, unless the lease has one already; the answer has the one it has.
 
-        Raises `Conflict` for a success without a runner.
+        A connection that breaks around the deadline was broken by the runner's watchdog, so that
+        `infrastructure` is then an exceeded budget. Raises `Conflict` for a success without a
+        runner.
         """
         now, told = self._clock(), self._ledger.get(lease_id)
         if form.outcome is Outcome.SUCCEEDED and told.ready_at is None and not told.outcome:
             raise Conflict(f"lease {lease_id} never had a runner, so nothing succeeded on it")
+        outcome, reason = form.outcome, form.reason
+        if outcome is Outcome.INFRASTRUCTURE and (
+            over := plan.over_budget(told, now, plan.WATCHDOG_SLACK_S)
+        ):
+            outcome, reason = over.outcome, over.reason
         lease = self._ledger.change(
             lease_id,
             lambda row: states.reported(
                 row,
-                form.outcome,
+                outcome,
                 now,
-                reason=form.reason,
+                reason=reason,
                 digest=form.digest,
                 timings_s=form.timings_s,
                 images=form.images,

@@ -1,8 +1,8 @@
 """What a token allows in the registry. Pure: names and actions in, names and actions out.
 
-A *grant* is an `Access` whose name may be a pattern: `NAME` (that repository), `NAME/*` (every
-repository below it, not itself) or `*` (every repository). A *request* is an `Access` whose name is
-taken literally, so that asking for a pattern gets nothing.
+A *grant* is an `Access` whose name may be a pattern: `NAME` (that repository), `NAME/*` (those
+whose names have exactly one part more) or `*` (every repository). A *request* is an `Access` whose
+name is taken literally, so that asking for a pattern gets nothing.
 """
 
 from __future__ import annotations
@@ -77,15 +77,28 @@ def check_repo(repo: str) -> str:
 
 
 def for_lease(repo: str) -> tuple[Access, ...]:
-    """What a trusted lease of `repo` may do. Raises `UsageError` as `check_repo` does."""
+    """What a trusted lease of `repo` may do. Raises `UsageError` as `check_repo` does.
+
+    No two repos share a name that either may write: of `images/…` a repo `OWNER/NAME` has its own
+    name and one part below it, `OWNER` alone only its own name (below it are the owner's repos),
+    and a longer repo only what is one part below it (its own name is its parent's to write).
+    """
     check_repo(repo)
-    both = frozenset({PULL, PUSH})
+    both, depth = frozenset({PULL, PUSH}), repo.count("/") + 1
+    own = (Access(f"images/{repo}", both),) if depth <= 2 else ()
+    below = (Access(f"images/{repo}/*", both),) if depth >= 2 else ()
     return (
-        Access(f"images/{repo}", both),
-        Access(f"images/{repo}/*", both),
+        *own,
+        *below,
         Access("images/base/*", frozenset({PULL})),
         Access(f"cache/trusted/{repo}/*", both),
     )
+
+
+def image_names(repo: str) -> tuple[str, ...]:
+    """Where a lease of `repo` may push images, for people: `NAME` stands for any one part."""
+    writable = (grant.name for grant in for_lease(repo) if PUSH in grant.actions)
+    return tuple(name.replace("*", "NAME") for name in writable if name.startswith("images/"))
 
 
 def allows(granted: Iterable[Access], request: Access) -> bool:
@@ -118,7 +131,7 @@ def _actions(granted: Iterable[Access], request: Access) -> frozenset[str]:
 def _covers(pattern: str, name: str) -> bool:
     if pattern == "*" or pattern == name:
         return True
-    return pattern.endswith("/*") and name.startswith(pattern[:-1])
+    return pattern.endswith("/*") and name.rpartition("/")[0] == pattern[:-2]
 
 
 def parse_scope(text: str) -> tuple[Access, ...]:

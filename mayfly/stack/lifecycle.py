@@ -30,7 +30,7 @@ from mayfly.stack import (
 )
 from mayfly.stack.files import PUBLIC, place
 from mayfly.stack.prepare import prepare
-from mayfly.stack.process import Process, identify
+from mayfly.stack.process import Process
 from mayfly.stack.services import Service
 from mayfly.stack.supervise import Progress, Supervisor
 from mayfly.tools import tools_dir
@@ -73,9 +73,7 @@ def running(config: Config) -> Status | None:
     if found is None or not found.alive:
         return None
     programs = tuple(
-        ServiceStatus(
-            name, kept.process.pid, identify(kept.process.pid) == kept.process, kept.restarts
-        )
+        ServiceStatus(name, kept.process.pid, kept.process.alive(), kept.restarts)
         for name, kept in found.services.items()
         if name != "bucket"
     )
@@ -164,7 +162,7 @@ def _make_state(config: Config, now: datetime) -> tuple[Service, ...]:
     place(config.state / "version", f"{preflight.VERSION}\n".encode(), mode=PUBLIC)
     secrets.ensure(config, now)
     s3 = config.s3 if config.s3.endpoint else seaweed.prepare(config, now)
-    http_secret = (config.state / "registry" / "http.secret").read_text()
+    http_secret = secrets.http(config).decode()
     registry = distribution.text(distribution.settings(config, s3, http_secret))
     place(config.state / "registry" / "config.yml", registry.encode(), owner=users.REGISTRY)
     written = settings.write(config)

@@ -11,17 +11,24 @@ from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
 from mayfly.stack import record, seaweed, supervise
 from mayfly.stack.files import read
-from mayfly.stack.process import identify
 from mayfly.stack.record import Record
 from mayfly.tools import tools_dir
 
 VERSION = "1"
 """Of the state's layout; in `<state>/version`."""
 
-LONGEST_STATE = 107 - len("/run/api/orchestrator.sock")
-"""Unix sockets' addresses have no more room (unix(7))."""
+SOCKETS = (
+    "/run/api/orchestrator.sock",
+    f"/vms/{36 * 'r'}/qemu/agent.sock",
+    f"/templates/.{16 * 'k'}.partial/agent.sock",
+)
+"""The longest paths of sockets below the state: runners' names and templates' keys at most."""
+
+LONGEST_STATE = 107 - max(map(len, SOCKETS))
+"""Bytes; unix sockets' addresses have no more room (unix(7))."""
 
 KNOWN = {folder.path.partition("/")[0] for folder in users.FOLDERS} | {
+    "admin.auth.json",
     "admin.token",
     "base",
     "cache",
@@ -71,7 +78,7 @@ def check_state(state: Path) -> None:
 
 def _faults(config: Config, left: Record | None) -> Iterator[MayflyError]:
     kept = left.services if left else {}
-    running = {name for name, each in kept.items() if identify(each.process.pid) == each.process}
+    running = {name for name, each in kept.items() if each.process.alive()}
     if os.geteuid() != 0:
         yield MachineUnfit("VMs and their networks need root", hint="run `mayfly up` as root")
     if len(os.fsencode(config.state)) > LONGEST_STATE:

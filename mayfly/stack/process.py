@@ -1,7 +1,6 @@
 """One program that runs: found again by process id and start time, ended without mistakes.
 
-A process id alone may by now be another program's; together with the start time it is not. Signals
-go through a pidfd, so they reach the process that was looked at or nobody.
+Signals go through a pidfd, so they reach the process that was looked at or nobody.
 """
 
 from __future__ import annotations
@@ -11,45 +10,29 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """`started` is in clock ticks since boot (proc(5), stat, field 22)."""
-
-    pid: int
-    started: int
-
-
-def identify(pid: int) -> Identity | None:
-    """The process that has this id now; None when there is none, or only its zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else Identity(pid, int(fields[19]))
+from mayfly.pid import ProcessId
 
 
 class Process:
     """A handle on a running process, child or not. Close it by awaiting `wait` or `stop`."""
 
-    def __init__(self, identity: Identity, fd: int, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, identity: ProcessId, fd: int, child: subprocess.Popen[bytes] | None) -> None:
         self.identity = identity
         self._fd = fd
         self._child = child
         self._ended: asyncio.Future[None] | None = None
 
     @classmethod
-    def find(cls, identity: Identity) -> Process | None:
+    def find(cls, identity: ProcessId) -> Process | None:
         """The process of this identity, or None when it has ended."""
         try:
             fd = os.pidfd_open(identity.pid)
         except OSError:
             return None
-        if identify(identity.pid) != identity:
+        if not identity.alive():
             os.close(fd)
             return None
         return cls(identity, fd, None)
@@ -77,7 +60,7 @@ class Process:
         )
         fd = os.pidfd_open(child.pid)
         # A child that ended at once is still there as a zombie: its number is not another's.
-        return cls(identify(child.pid) or Identity(child.pid, 0), fd, child)
+        return cls(ProcessId.of(child.pid), fd, child)
 
     async def wait(self) -> str:
         """Until it has ended; how it did, in words (`exit 1`, `signal 9`, `ended`)."""

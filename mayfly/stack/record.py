@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mayfly.errors import Conflict
+from mayfly.pid import ProcessId
 from mayfly.stack.files import place, read
-from mayfly.stack.process import Identity, identify
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Kept:
     `restarts` counts how often it died on its own, `stop_s` is how long it may take to end.
     """
 
-    process: Identity
+    process: ProcessId
     fingerprint: str
     restarts: int = 0
     stop_s: float = 10
@@ -32,7 +32,7 @@ class Kept:
 class Record:
     """`since` is RFC 3339 UTC. `ready`: every program has served, and preparations are over."""
 
-    supervisor: Identity
+    supervisor: ProcessId
     since: str
     ready: bool = False
     services: Mapping[str, Kept] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Record:
     @property
     def alive(self) -> bool:
         """Whether the supervisor that wrote this runs."""
-        return identify(self.supervisor.pid) == self.supervisor
+        return self.supervisor.alive()
 
 
 def path(run: Path) -> Path:
@@ -54,11 +54,11 @@ def load(run: Path) -> Record | None:
     try:
         data = json.loads(content or b"")
         return Record(
-            Identity(**data["supervisor"]),
+            ProcessId(**data["supervisor"]),
             str(data["since"]),
             bool(data["ready"]),
             {
-                name: Kept(**{**kept, "process": Identity(**kept["process"])})
+                name: Kept(**{**kept, "process": ProcessId(**kept["process"])})
                 for name, kept in data["services"].items()
             },
         )

@@ -37,8 +37,13 @@ VOLUME_MB = 1024
 
 
 def folder(config: Config) -> Path:
-    """Where all of it is."""
+    """Where all of it is: root's, with files that only the service reads."""
     return config.state / "s3"
+
+
+def data(config: Config) -> Path:
+    """All that the service itself writes; its home and working directory too."""
+    return folder(config) / "data"
 
 
 def binary() -> Path:
@@ -56,24 +61,22 @@ def binary() -> Path:
 def prepare(config: Config, now: datetime) -> S3:
     """Make keys, ports and configuration when they are missing; the `[s3]` that uses them.
 
-    Idempotent. Raises `OSError`, and `InfrastructureError` when no ports are free.
+    The folders of `users.FOLDERS` are there. Idempotent. Raises `OSError`, and
+    `InfrastructureError` when no ports are free.
     """
     place_ = folder(config)
-    text = read(place_ / "keys.json")
+    text = read(place_ / "keys.json", users.S3)
     keys = json.loads(text) if text else _fresh_keys()
     _write(place_ / "keys.json", keys)
     _write(place_ / "identities.json", identities(keys["access_key"], keys["secret_key"]))
     private, certificate = place_ / "inner.key", place_ / "inner.crt"
     key = certificates.load_key(secrets_.key(private, users.S3))
-    inner = certificates.load(read(certificate))
+    inner = certificates.load(read(certificate, users.S3))
     if inner is None or inner.public_key() != key.public_key():
         inner = certificates.self_signed(key, ("127.0.0.1", "localhost"), now)
     place(certificate, certificates.dump(inner), owner=users.S3)
     rules = security(keys["jwt"], certificate, private)
     place(place_ / "security.toml", rules.encode(), owner=users.S3)
-
-    (place_ / "data").mkdir(exist_ok=True)
-    shutil.chown(place_ / "data", users.S3, users.S3)
     port = ports(place_)["s3"]
     return config.s3.model_copy(
         update={
@@ -86,7 +89,7 @@ def prepare(config: Config, now: datetime) -> S3:
 
 def ports(place_: Path) -> Mapping[str, int]:
     """The ports of this state: chosen once, then kept in `ports.json`."""
-    text = read(place_ / "ports.json")
+    text = read(place_ / "ports.json", users.S3)
     if text:
         kept: dict[str, int] = json.loads(text)
         if set(kept) == set(PORTS):

@@ -1,13 +1,16 @@
 """Keys, certificates and tokens of one state: what is missing is made, what is there is kept.
 
 Each secret is readable by the one user that needs it. Everything that can be derived (public
-halves, the admin token's hash) is derived again each time, so that the two cannot disagree.
+halves, the admin token's hash and auth file) is derived again each time, so that they cannot
+disagree.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
+import json
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +34,8 @@ def ensure(config: Config, now: datetime) -> None:
     )
     digest = hashlib.sha256(token.strip()).hexdigest().encode() + b"\n"
     place(keys / "admin.sha256", digest, owner=users.ORCHESTRATOR)
-    kept(config.state / "registry" / "http.secret", secrets.token_hex(32).encode(), users.REGISTRY)
+    place(auth_file(config), docker_auth(config.registry_host, token.decode().strip()))
+    http(config)
 
     lease = key(keys / "lease.key", users.ORCHESTRATOR)
     place(keys / "lease.pub", tokens.public(lease), mode=PUBLIC)
@@ -52,6 +56,23 @@ def ensure(config: Config, now: datetime) -> None:
     place(ca / "edge.crt", certificates.dump(edge_crt), mode=PUBLIC)
 
 
+def auth_file(config: Config) -> Path:
+    """The admin token as skopeo and docker read it (`--authfile`); root's, like the token."""
+    return config.state / "admin.auth.json"
+
+
+def docker_auth(host: str, token: str) -> bytes:
+    """A docker `config.json` with the credentials for the registry at `HOST:PORT`. Pure."""
+    auth = base64.b64encode(f"mayfly:{token}".encode()).decode()
+    return json.dumps({"auths": {host: {"auth": auth}}}, indent=2).encode() + b"\n"
+
+
+def http(config: Config) -> bytes:
+    """The secret by which distribution signs the state of uploads; made when it is missing."""
+    path = config.state / "registry" / "http.secret"
+    return kept(path, secrets.token_hex(32).encode(), users.REGISTRY)
+
+
 def names(config: Config) -> tuple[str, ...]:
     """Host names and addresses that the edge's certificate must hold, in order, each once."""
     address = config.server.listen.rpartition(":")[0].strip("[]")
@@ -61,14 +82,14 @@ def names(config: Config) -> tuple[str, ...]:
 
 def kept(path: Path, fresh: bytes, owner: int = users.ROOT) -> bytes:
     """The file's content, its owner and mode (0600) set right; `fresh` when it had none."""
-    content = read(path) or fresh
+    content = read(path, owner) or fresh
     place(path, content, owner=owner)
     return content
 
 
 def key(path: Path, owner: int = users.ROOT) -> bytes:
     """A P-256 private key (PEM), kept; made anew when the file holds none."""
-    pem = read(path)
+    pem = read(path, owner)
     try:
         if pem is not None:
             tokens.public(pem)

@@ -93,8 +93,8 @@ def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Servi
                 name="s3",
                 argv=seaweed.argv(seaweed.binary(), place, seaweed.ports(place)),
                 uid=users.S3,
-                cwd=place,
-                env=base | {"HOME": str(place), "GOMEMLIMIT": seaweed.MEMORY},
+                cwd=seaweed.data(config),
+                env=base | {"HOME": str(seaweed.data(config)), "GOMEMLIMIT": seaweed.MEMORY},
                 needs=(config.state, seaweed.binary()),
                 ready=Probe(s3.endpoint.removeprefix("http://"), "/", frozenset({200, 403})),
                 # Its orderly end waits 15 s for connections among its own parts. What is written is

@@ -16,9 +16,10 @@ from datetime import datetime
 from pathlib import Path
 
 from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError, UsageError
+from mayfly.pid import ProcessId
 from mayfly.stack import record
 from mayfly.stack.probe import answers
-from mayfly.stack.process import Process, identify
+from mayfly.stack.process import Process
 from mayfly.stack.record import Kept, Record
 from mayfly.stack.services import Service
 
@@ -54,27 +55,28 @@ class Supervisor:
         self._processes: dict[str, Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._sockets: dict[str, socket.socket] = {}
-        me = identify(os.getpid())
-        if me is None:
-            raise InfrastructureError("/proc is not mounted", hint="mount it")
-        self._left = record.load(run)
-        self._record = Record(me, now.isoformat(timespec="seconds"))
+        try:
+            me = ProcessId.of(os.getpid())
+        except ProcessLookupError:
+            raise InfrastructureError("/proc is not mounted", hint="mount it") from None
+        left = record.load(run)
+        self._left: Mapping[str, Kept] = left.services if left else {}
+        # With what an earlier one left, so that no death and no stop leaves anything unknown.
+        self._record = Record(me, now.isoformat(timespec="seconds"), services=self._left)
 
     async def start(self) -> None:
         """Start every program, each after the one before serves; returns when all do.
 
         Raises `MayflyError` when one does not come up; then call `stop`.
         """
-        left = dict(self._left.services) if self._left else {}
+        self._save()
         wanted = {service.name for service in self._services}
-        # So that a death in the middle of this leaves nothing unknown.
-        self._note(**left)
-        await end_all({name: kept for name, kept in left.items() if name not in wanted})
+        await end_all({name: kept for name, kept in self._left.items() if name not in wanted})
         for service in self._services:
             if service.once:
                 await self._once(service)
                 continue
-            process = await self._adopt(service, left.get(service.name))
+            process = await self._adopt(service, self._left.get(service.name))
             if process is None:
                 self._progress(f"{service.name}: starting")
                 process = self._spawn(service)
@@ -88,7 +90,10 @@ class Supervisor:
         self._save()
 
     async def stop(self) -> None:
-        """Stop every program, the last started first; idempotent."""
+        """Stop every program, the last started first, then what an earlier start left.
+
+        Idempotent.
+        """
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
@@ -98,6 +103,8 @@ class Supervisor:
             if process is not None:
                 self._progress(f"{service.name}: stopping")
                 await process.stop(service.stop_s)
+        for name in await end_all(self._record.services):
+            self._progress(f"{name}: was left running; ended")
         for opened in self._sockets.values():
             opened.close()
         self._sockets.clear()

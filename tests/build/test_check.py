@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,50 @@ def test_what_is_missing_is_named(here: Path, words: list[str], says: str) -> No
     with pytest.raises(UsageError) as caught:
         check.files(args.parse(words, "h"), here)
     assert says in str(caught.value)
+
+
+@pytest.fixture
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory open to everybody, seen by a user for whom modes count."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o755)
+    user = os.geteuid()
+    (folder / "app").mkdir()
+    (folder / "app" / "Dockerfile").touch()
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)
+        (folder / "app").chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("locked", "mode", "words"),
+    [
+        ("app", 0o000, ["app"]),
+        ("app", 0o711, ["app"]),
+        ("app", 0o744, ["app"]),
+        ("app", 0o744, ["app/inner"]),
+        ("app/Dockerfile", 0o000, ["app"]),
+        ("app/Dockerfile", 0o000, ["-f", "app/Dockerfile", "."]),
+    ],
+)
+def test_what_may_not_be_read_is_said_in_one_line(
+    nobody: Path, locked: str, mode: int, words: list[str]
+) -> None:
+    (nobody / locked).chmod(mode)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    else:
+        (nobody / locked).chmod(mode & 0o700 & (mode << 6))  # what others may, for ourselves
+    with pytest.raises(UsageError, match=r"^\S+ cannot be read: Permission denied - "):
+        check.files(args.parse(words, "h"), nobody)
+
+
+def test_a_name_that_is_too_long_is_no_crash(here: Path) -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        check.files(args.parse(["x" * 300], "h"), here)
 
 
 def test_docker_is_there_when_something_listens(tmp_path: Path) -> None:

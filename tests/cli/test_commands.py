@@ -16,9 +16,11 @@ import pytest
 import typer.main
 
 from mayfly import __version__
+from mayfly.build.result import Attempt, Result
 from mayfly.cli import main
 from mayfly.cli.app import app
 from mayfly.cli.reference import reference
+from mayfly.model import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "https://127.0.0.1:1"
@@ -115,6 +117,7 @@ def _said(capsys: pytest.CaptureFixture[str]) -> str:
         (["build", "--mayfly-repo", "…", "web"], 2, "no repo name can be made"),
         (["build", "--mayfly-repo", "base/x", "web"], 2, "'base/x'"),
         (["build", "--mayfly-repo", "o/r", "-t", "images/a/b", "--push", "web"], 10, "o/r may not"),
+        (["build", "--mayfly-repo", "o", "-t", "images/o/r", "--push", "web"], 10, "images/o, or"),
         (["build", "-o", "out", "web"], 10, "no token: "),
         (["status"], 10, "no token: "),
         (["frobnicate"], 2, "No such command 'frobnicate' - "),
@@ -219,6 +222,33 @@ def test_a_build_that_keeps_nothing_warns_in_one_line(
     warning, refusal = capsys.readouterr().err.splitlines()
     assert "stays in the build cache - add --push or -o" in warning
     assert refusal == "mayfly: no"
+
+
+@pytest.mark.parametrize(
+    ("counts", "status", "says"),
+    [
+        ("budget_exceeded", 7, "ended as budget_exceeded"),
+        ("cancelled", 130, "ended as cancelled"),
+        ("client_lost", 20, "ended as client_lost"),
+        ("runner_lost", 20, "ended as runner_lost"),
+    ],
+)
+@pytest.mark.parametrize("own", [Outcome.FAILED, Outcome.SUCCEEDED])
+def test_a_build_that_had_ended_meanwhile_says_how(
+    own: Outcome,
+    counts: str,
+    status: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def build(*_: object) -> Result:
+        return Result("aaaa", Outcome(counts), (Attempt("t1", own),))
+
+    monkeypatch.setenv("MAYFLY_TOKEN", "t")
+    monkeypatch.setattr("mayfly.flow.build", build)
+    assert main.run(["build", "-o", "out", "web"]) == status
+    assert says in _said(capsys)
 
 
 def test_a_log_is_printed_whole(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from mayfly.errors import InfrastructureError
-from mayfly.host.process import ProcessId, end, exited, run, spawn
+from mayfly.host.process import end, exited, run, spawn
+from mayfly.pid import ProcessId
 
 
 def sleeper() -> tuple[subprocess.Popen[bytes], ProcessId]:
@@ -33,12 +33,6 @@ async def test_end_of_what_is_gone_is_silent() -> None:
     _, process = sleeper()
     await end(process)
     await end(process)
-
-
-async def test_a_reused_pid_is_not_the_process() -> None:
-    me = ProcessId.of(os.getpid())
-    assert me.alive()
-    assert not ProcessId(me.pid, me.start_time - 1).alive()
 
 
 async def test_a_program_that_ends_before_it_answers_is_reported(tmp_path: Path) -> None:

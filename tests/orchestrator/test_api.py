@@ -24,7 +24,7 @@ from mayfly.errors import (
 from mayfly.model import LeaseRequest, Outcome
 from mayfly.orchestrator import reconcile, states
 from mayfly.orchestrator.api import MAX_BODY_BYTES
-from mayfly.orchestrator.forms import CLAIMABLE
+from mayfly.orchestrator.forms import CLAIMABLE, ReportForm
 from mayfly.orchestrator.logs import Logs
 from mayfly.registry import grants, tokens
 from tests.orchestrator.leases import ADMIN, KEY, SIGNING, Farm, configuration, farm
@@ -315,6 +315,29 @@ async def test_a_lease_is_ended_as_cancelled_or_terminated_only(f: Farm) -> None
     assert (answer.status_code, answer.content) == (204, b"")
     with pytest.raises(NotFound):
         await f.api.end("nope")
+
+
+@pytest.mark.parametrize(
+    ("left_s", "told", "counts"),
+    [
+        (6, Outcome.INFRASTRUCTURE, "infrastructure"),
+        (5, Outcome.INFRASTRUCTURE, "budget_exceeded"),
+        (-1, Outcome.INFRASTRUCTURE, "budget_exceeded"),
+        (5, Outcome.FAILED, "failed"),
+    ],
+)
+async def test_a_connection_that_breaks_at_the_deadline_is_an_exceeded_budget(
+    f: Farm, left_s: float, told: Outcome, counts: str
+) -> None:
+    lease_id = (await f.api.ask(REQUEST, ""))["id"]
+    row = await f.until(lease_id, "ready")
+    f.clock.forward(row.budget_s - left_s)
+    # Without the HTTP, so that no plan comes between.
+    verdict = f.service.report(lease_id, ReportForm(outcome=told, reason="mine"))
+    assert verdict["outcome"] == counts
+    budget = "the time budget of 60 min is used up"
+    reason = budget if counts == "budget_exceeded" else "mine"
+    assert f.ledger.get(lease_id).reason == reason
 
 
 async def test_what_was_reported_is_shown(f: Farm) -> None:

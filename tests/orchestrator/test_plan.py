@@ -24,6 +24,7 @@ from mayfly.orchestrator.plan import (
     Facts,
     Lose,
     edge_changes,
+    over_budget,
     plan,
     used,
 )
@@ -151,6 +152,13 @@ def test_a_runner_that_its_watchdog_ended_is_over_budget_not_lost() -> None:
     row = replace(ready(expires_at=NOW + timedelta(days=1)), observed=LOST)
     assert outcome(row, at(3594)) is Outcome.RUNNER_LOST
     assert outcome(row, at(3596)) is Outcome.BUDGET_EXCEEDED
+
+
+@pytest.mark.parametrize(("left_s", "slack_s", "over"), [(0, 0, True), (5, 5, True), (6, 5, False)])
+def test_over_budget_counts_from_the_slack(left_s: float, slack_s: float, over: bool) -> None:
+    end = over_budget(ready(), NOW + timedelta(seconds=3600 - left_s), slack_s)
+    assert (end is not None) == over
+    assert over_budget(lease(), NOW + timedelta(days=9)) is None, "nothing to be over yet"
 
 
 def test_waiting_for_room_is_bounded() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,6 @@ async def test_the_row_is_on_disk_before_the_provider_is_called(tmp_path: Path) 
     ("error", "outcome"),
     [
         (InfrastructureError("no template"), Outcome.INFRASTRUCTURE),
-        (Unreachable("no host"), Outcome.INFRASTRUCTURE),
         (MachineUnfit("no QEMU", hint="install it"), Outcome.MACHINE_UNFIT),
         (RuntimeError("a bug"), Outcome.INTERNAL),
     ],
@@ -85,6 +85,77 @@ async def test_a_provider_that_fails_ends_the_lease_with_its_message(
         assert row.outcome is outcome
         assert str(error) in row.reason
         assert ("destroy", f"{lease_id}-1") in provider.calls
+
+
+@pytest.mark.parametrize("step", ["prepare", "create"])
+async def test_a_host_that_restarts_delays_readiness_and_is_told_once(
+    tmp_path: Path, step: str
+) -> None:
+    provider = Fake()
+    provider.fail(step, Unreachable("the host restarts"), times=3)
+    async with farm(configuration(tmp_path), provider) as f:
+        await f.until(lease_id := await ask(f), "ready")
+        assert f.ledger.hub.lines(lease_id) == ("waiting for the host",)
+        assert [call for call in provider.calls if call[0] == "destroy"] == []
+
+
+async def test_a_host_that_stays_away_ends_the_lease_after_the_time_for_making(
+    tmp_path: Path,
+) -> None:
+    provider = Fake()
+    provider.fail("create", Unreachable("the host is away"), times=10_000)
+    async with farm(configuration(tmp_path), provider) as f:
+        f.reconciler._limits = replace(f.reconciler._limits, create_timeout_s=20)
+        lease_id = await ask(f)
+        await f.settled(lambda: provider.calls.count(("create", f"{lease_id}-1")) > 2)
+        assert states.word(f.ledger.get(lease_id)) == "creating"
+        f.clock.forward(20)
+        row = await f.until(lease_id, "ended")
+        assert (row.outcome, row.reason) == (Outcome.INFRASTRUCTURE, "the host is away")
+
+
+async def test_a_full_disk_keeps_no_runner_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with farm(configuration(tmp_path)) as f:
+        rows = [await f.until(await ask(f), "ready") for _ in range(2)]
+        change, full = f.ledger._store.change, False
+
+        def write(lease_id: str, transition: Any) -> Any:
+            if full:
+                raise InfrastructureError("database or disk is full")
+            return change(lease_id, transition)
+
+        monkeypatch.setattr(f.ledger._store, "change", write)
+        for row in rows:
+            f.service.end(row.id, Outcome.CANCELLED, "")
+        full = True  # nothing that comes of these two ends can be written
+        await f.settled(lambda: not f.provider._runners)
+        await asyncio.sleep(0.2)
+        assert not any(closed(f, row.id) for row in rows)
+        full = False
+        await f.settled(lambda: all(closed(f, row.id) for row in rows))
+
+
+async def test_an_end_that_cannot_be_written_is_tried_at_every_tick_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Fake()
+    provider.fail("create", MachineUnfit("no QEMU"), times=10_000)
+    async with farm(configuration(tmp_path), provider, reconciling=False) as f:
+        f.ledger.change(lease_id := await ask(f), lambda row: states.admitted(row, f.clock.now))
+
+        def full(*_: Any) -> Any:
+            raise InfrastructureError("database or disk is full")
+
+        monkeypatch.setattr(f.ledger._store, "change", full)
+        running = asyncio.create_task(f.reconciler.run())
+        await asyncio.sleep(0.5)
+        assert 2 <= provider.calls.count(("create", f"{lease_id}-1")) <= 25
+        monkeypatch.undo()
+        assert (await f.until(lease_id, "ended")).outcome is Outcome.MACHINE_UNFIT
+        running.cancel()
+        await asyncio.wait({running})
 
 
 async def test_destroy_is_tried_until_the_provider_no_longer_lists_the_runner(

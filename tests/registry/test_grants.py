@@ -28,10 +28,7 @@ def may(grant: Access, asked_name: str, asked_kind: str, action: str) -> bool:
     if asked_kind == "repository" and not grants.is_repository(asked_name):
         return False
     if grant.name.endswith("/*"):
-        above = grant.name[:-2].split("/")
-        return asked_name.split("/")[: len(above)] == above and len(asked_name.split("/")) > len(
-            above
-        )
+        return asked_name.split("/")[:-1] == grant.name.split("/")[:-1]
     return grant.name in ("*", asked_name)
 
 
@@ -64,10 +61,10 @@ def test_an_intersection_is_asked_for_and_granted_and_leaves_nothing_out(
 
 @given(repo, repo, part, st.sampled_from(["pull", "push", "delete", "*"]))
 def test_a_lease_reaches_no_other_repo(mine: str, other: str, tail: str, action: str) -> None:
-    assume(other != mine and not other.startswith(f"{mine}/"))
+    assume(other != mine)
     access = grants.for_lease(mine)
     for target in (
-        f"images/{other}",
+        *(name.replace("NAME", tail) for name in grants.image_names(other)),
         f"cache/trusted/{other}/{tail}",
         f"cache/untrusted/{mine}/{tail}",
         f"images/pr/{mine}/{tail}",
@@ -79,10 +76,41 @@ def test_a_lease_reaches_no_other_repo(mine: str, other: str, tail: str, action:
     assert not grants.allows(access, grants.CATALOG)
 
 
+@given(repo, repo, name, st.sampled_from(["images", "cache/trusted"]))
+def test_no_name_can_be_written_by_two_repos(
+    mine: str, other: str, written: str, zone: str
+) -> None:
+    assume(other != mine)
+    both = (f"{zone}/{mine}", f"{zone}/{other}", f"{zone}/{written}", f"{zone}/{mine}/{written}")
+    for target in both:
+        push = Access(target, frozenset({"push"}))
+        assert not all(grants.allows(grants.for_lease(each), push) for each in (mine, other))
+
+
+@pytest.mark.parametrize(
+    ("mine", "names"),
+    [
+        ("team", ("images/team",)),
+        ("team/app", ("images/team/app", "images/team/app/NAME")),
+        ("group/team/app", ("images/group/team/app/NAME",)),
+    ],
+)
+def test_where_images_may_be_pushed(mine: str, names: tuple[str, ...]) -> None:
+    assert grants.image_names(mine) == names
+
+
+def test_an_owner_does_not_write_what_is_its_repos() -> None:
+    for target in ("images/team/app", "cache/trusted/team/app/default"):
+        push = Access(target, frozenset({"push"}))
+        assert not grants.allows(grants.for_lease("team"), push)
+        assert grants.allows(grants.for_lease("team/app"), push)
+
+
 @given(repo, part)
 def test_a_lease_has_its_own_and_reads_the_bases(mine: str, tail: str) -> None:
     access = grants.for_lease(mine)
-    for target in (f"images/{mine}", f"images/{mine}/{tail}", f"cache/trusted/{mine}/{tail}"):
+    images = (name.replace("NAME", tail) for name in grants.image_names(mine))
+    for target in (*images, f"cache/trusted/{mine}/{tail}"):
         assert grants.allows(access, Access(target, frozenset({"pull", "push"})))
         assert not grants.allows(access, Access(target, frozenset({"delete"})))
     assert grants.allows(access, Access(f"images/base/{tail}", frozenset({"pull"})))

@@ -15,7 +15,7 @@ import pytest
 from mayfly import stack, users
 from mayfly.config import Config
 from mayfly.errors import Conflict
-from mayfly.stack.process import identify
+from mayfly.pid import ProcessId
 from tests.stack_fixture import curl, free_port, temporary_state
 
 pytestmark = pytest.mark.services
@@ -85,8 +85,9 @@ def test_up_again_after_a_kill_down_and_nothing_left(config: Config) -> None:
         stack.up(config, True, print)
 
     before = {service.name: service.pid for service in status.services}
+    supervisor = ProcessId.of(status.pid)
     os.kill(status.pid, signal.SIGKILL)
-    while identify(status.pid) is not None:
+    while supervisor.alive():
         pass
     assert stack.running(config) is None
     again = stack.up(config, True, print)

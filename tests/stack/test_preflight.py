@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
+from mayfly.pid import ProcessId
 from mayfly.stack import hosts, lifecycle, preflight, record, seaweed, supervise
-from mayfly.stack.process import identify
-from tests.stack_fixture import free_port
+from tests.stack_fixture import free_port, temporary_state
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
+    """One whose state has a short path, unlike pytest's."""
     monkeypatch.setattr(preflight, "tools_dir", lambda cache: cache)
     listen = f"127.0.0.1:{free_port()}"
-    return Config.model_validate(
-        {"state": tmp_path / "state", "cache": tmp_path, "server": {"listen": listen}}
-    )
+    state = temporary_state()
+    yield Config.model_validate({"state": state, "cache": tmp_path, "server": {"listen": listen}})
+    shutil.rmtree(state.parent)
 
 
 def test_a_new_state_is_fine(config: Config) -> None:
@@ -42,9 +46,21 @@ def test_every_fault_is_said_at_once(config: Config, monkeypatch: pytest.MonkeyP
     with supervise.listen(config.server.listen), pytest.raises(MachineUnfit) as caught:
         preflight.check(config)
     lines = str(caught.value).splitlines()
-    for part in ("root", "longer than 81 bytes", "no weed", "no tools", "already in use"):
+    for part in ("root", "longer than 50 bytes", "no weed", "no tools", "already in use"):
         assert any(part in line for line in lines), part
     assert len(lines) == 5
+
+
+@pytest.mark.parametrize("below", [f"vms/{36 * 'r'}/qemu", f"templates/.{16 * 'k'}.partial"])
+def test_the_longest_state_has_room_for_every_socket(config: Config, below: str) -> None:
+    room = preflight.LONGEST_STATE - len(str(config.state.parent)) - 1
+    longest = config.state.parent / (room * "s")
+    preflight.check(config.model_copy(update={"state": longest}))
+    (longest / below).mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(longest / below / "agent.sock"))
+    with pytest.raises(MachineUnfit, match="longer than 50 bytes"):
+        preflight.check(config.model_copy(update={"state": Path(f"{longest}s")}))
 
 
 def test_the_state_of_another_version_is_left_alone(config: Config) -> None:
@@ -89,8 +105,7 @@ def test_a_port_of_the_embedded_s3_that_another_took_is_named(config: Config) ->
 
 def test_a_running_supervisor_is_named(config: Config) -> None:
     config.run.mkdir(parents=True)
-    me = identify(os.getpid())
-    assert me is not None
+    me = ProcessId.of(os.getpid())
     record.save(config.run, record.Record(me, "2026-11-24T00:00:00+00:00"))
     with pytest.raises(Conflict, match=f"already running here \\(process {me.pid}, since 2026"):
         preflight.check(config)

@@ -10,7 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mayfly.stack.process import Identity, Process, identify
+import pytest
+
+from mayfly.pid import ProcessId
+from mayfly.stack.process import Process
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
@@ -32,19 +35,22 @@ async def stubborn(tmp_path: Path) -> Process:
 
 
 def test_this_process_is_itself_and_no_other_is() -> None:
-    me = identify(os.getpid())
-    assert me is not None
-    assert identify(2**22) is None
-    assert Process.find(replace(me, started=me.started + 1)) is None
-    assert Process.find(Identity(2**22, 1)) is None
+    me = ProcessId.of(os.getpid())
+    assert me.alive()
+    with pytest.raises(ProcessLookupError):
+        ProcessId.of(2**22)
+    assert Process.find(replace(me, start_time=me.start_time + 1)) is None
+    assert Process.find(ProcessId(2**22, 1)) is None
 
 
 def test_a_zombie_has_ended(tmp_path: Path) -> None:
     child = subprocess.Popen(["/bin/true"])
     deadline = time.monotonic() + 10
-    while identify(child.pid) is not None and time.monotonic() < deadline:
+    identity = ProcessId.of(child.pid)
+    while identity.alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert identify(child.pid) is None
+    assert not identity.alive()
+    assert ProcessId.of(child.pid) == identity, "its number is not free yet"
     child.wait()
 
 
@@ -73,17 +79,16 @@ async def test_it_is_killed_also_by_a_task_that_is_being_cancelled(tmp_path: Pat
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.wait({task}, timeout=10)
-    assert identify(process.identity.pid) is None
+    assert not process.identity.alive()
 
 
 async def test_a_process_of_somebody_else_can_be_watched_and_ended(tmp_path: Path) -> None:
     script = "sleep 60 >/dev/null & echo $!"
     pid = int(subprocess.check_output(["/bin/sh", "-c", script]))  # noqa: ASYNC221 - at once
-    identity = identify(pid)
-    assert identity is not None
+    identity = ProcessId.of(pid)
     process = Process.find(identity)
     assert process is not None
     assert await process.stop(10) == "ended"
-    assert identify(pid) is None
+    assert not identity.alive()
     assert await process.wait() == "ended"
     assert Process.find(identity) is None

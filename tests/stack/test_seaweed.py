@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mayfly import users
 from mayfly.registry import bucket
 from mayfly.stack import lifecycle, seaweed
 from tests.stack_fixture import Stack, curl
@@ -84,6 +85,17 @@ def test_what_was_written_survives_a_kill(stack: Stack) -> None:
     stack.wait_for("s3: serves again")
     bucket.ensure(stack.s3)
     assert bucket.client(stack.s3).get_object(Bucket="mayfly", Key="kept")["Body"].read() == data
+
+
+@pytest.mark.services
+def test_it_writes_in_its_own_folder_only(stack: Stack) -> None:
+    place = seaweed.folder(stack.config)
+    files = {"identities.json", "inner.crt", "inner.key", "keys.json", "ports.json"}
+    assert {entry.name for entry in place.iterdir()} == files | {"data", "security.toml"}
+    assert (place.stat().st_uid, place.stat().st_mode & 0o7777) == (0, 0o711)
+    for file in (place / name for name in files | {"security.toml"}):
+        assert (file.stat().st_uid, file.stat().st_mode & 0o7777) == (users.S3, 0o600), file
+    assert seaweed.data(stack.config).stat().st_uid == users.S3
 
 
 @pytest.mark.services

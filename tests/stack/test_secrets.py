@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +22,7 @@ NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 OWNERS = {
     "admin.token": (0, 0o600),
+    "admin.auth.json": (0, 0o600),
     "ca/ca.key": (0, 0o600),
     "ca/ca.crt": (0, 0o644),
     "ca/edge.key": (users.EDGE, 0o600),
@@ -142,3 +145,30 @@ def test_an_operators_own_token_is_kept_and_hashed(config: Config) -> None:
     secrets.ensure(config, NOW)
     stored = (config.state / "keys" / "admin.sha256").read_text().strip()
     assert stored == hashlib.sha256(b"mine").hexdigest()
+
+
+def credentials(config: Config) -> dict[str, str]:
+    """What the auth file says: `USER:PASSWORD` by registry."""
+    auths = json.loads((config.state / "admin.auth.json").read_text())["auths"]
+    return {host: base64.b64decode(entry["auth"]).decode() for host, entry in auths.items()}
+
+
+def test_the_auth_file_follows_the_token_and_the_name(config: Config) -> None:
+    token = (config.state / "admin.token").read_text().strip()
+    assert credentials(config) == {config.registry_host: f"mayfly:{token}"}
+    (config.state / "admin.token").write_text("mine")
+    server = config.server.model_copy(update={"name": "other", "listen": "127.0.0.1:6000"})
+    secrets.ensure(config.model_copy(update={"server": server}), NOW)
+    assert credentials(config) == {"other:6000": "mayfly:mine"}
+
+
+def test_a_key_that_is_a_link_is_not_followed(config: Config, tmp_path: Path) -> None:
+    """A service may own a key, and has owned its folder: root reads no other file by it."""
+    (tmp_path / "shadow").write_text("root's own")
+    key = config.state / "registry" / "http.secret"
+    key.unlink()
+    key.symlink_to(tmp_path / "shadow")
+    with pytest.raises(OSError, match=r"http\.secret"):
+        secrets.ensure(config, NOW)
+    assert key.is_symlink()
+    assert (tmp_path / "shadow").stat().st_uid == 0

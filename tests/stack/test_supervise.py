@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import Conflict, InfrastructureError, MachineUnfit
+from mayfly.pid import ProcessId
 from mayfly.stack import record, supervise
-from mayfly.stack.process import Process, identify
+from mayfly.stack.process import Process
 from mayfly.stack.services import Probe, Service
 from mayfly.stack.supervise import LOG_BYTES, Supervisor, backoff, listen
 from tests.stack_fixture import free_port
@@ -65,10 +66,17 @@ class Here:
     def story(self) -> list[str]:
         return (self.folder / "story").read_text().splitlines()
 
-    def pid(self, name: str) -> int:
+    def process(self, name: str) -> ProcessId:
         found = record.load(self.folder)
         assert found is not None
-        return found.services[name].process.pid
+        return found.services[name].process
+
+    def pid(self, name: str) -> int:
+        return self.process(name).pid
+
+    def forget(self) -> None:
+        """The last supervisor is as if killed: the record is all that is left of it."""
+        self.supervisors.pop()._watchers.clear()
 
     async def until(self, line: str) -> None:
         async with asyncio.timeout(20):
@@ -131,38 +139,60 @@ async def test_a_killed_supervisors_programs_are_kept(here: Here) -> None:
     services = [here.service(name) for name in "ab"]
     await here.supervisor(*services).start()
     pids = [here.pid(name) for name in "ab"]
-    # The first supervisor is forgotten, as if killed; the record is all that is left of it.
-    here.supervisors.pop()._watchers.clear()
+    here.forget()
     second = here.supervisor(*services)
     await second.start()
     assert [here.pid(name) for name in "ab"] == pids
     assert here.lines[-2:] == ["a: still running, kept", "b: still running, kept"]
     os.kill(pids[0], signal.SIGKILL)
     await here.until("a: serves again")
+    kept = here.process("b")
     await second.stop()
-    assert identify(pids[1]) is None
+    assert not kept.alive()
+
+
+async def test_what_was_left_and_not_yet_taken_over_is_stopped_too(here: Here) -> None:
+    services = [here.service(name) for name in "ab"]
+    await here.supervisor(*services).start()
+    left = [here.process(name) for name in "ab"]
+    here.forget()
+    failing = replace(here.service("x", "raise SystemExit('no luck')"), once=True, ready=None)
+    second = here.supervisor(failing, *services)
+    with pytest.raises(InfrastructureError, match="no luck"):
+        await second.start()
+    await second.stop()
+    assert [process.alive() for process in left] == [False, False]
+    assert record.load(here.folder) is None
+
+
+async def test_a_supervisor_that_never_started_forgets_nothing(here: Here) -> None:
+    await here.supervisor(here.service("a")).start()
+    left = here.process("a")
+    here.forget()
+    await here.supervisor(here.service("a")).stop()
+    assert not left.alive()
 
 
 async def test_a_program_of_another_table_is_ended(here: Here) -> None:
     await here.supervisor(here.service("a"), here.service("b")).start()
-    pids = [here.pid(name) for name in "ab"]
-    here.supervisors.pop()._watchers.clear()
+    earlier = [here.process(name) for name in "ab"]
+    here.forget()
     changed = replace(here.service("a"), version="2")
     await here.supervisor(changed).start()
-    assert [identify(pid) for pid in pids] == [None, None]
-    assert here.pid("a") not in pids
+    assert [process.alive() for process in earlier] == [False, False]
+    assert here.process("a") not in earlier
     assert "a: ending what an earlier start left running" in here.lines
 
 
 async def test_a_program_that_hangs_is_not_kept(here: Here) -> None:
     service = here.service("a")
     await here.supervisor(service).start()
-    first = here.pid("a")
-    here.supervisors.pop()._watchers.clear()
+    first = here.process("a")
+    here.forget()
     (here.folder / "a").unlink()
     await here.supervisor(service).start()
-    assert here.pid("a") != first
-    assert identify(first) is None
+    assert here.process("a") != first
+    assert not first.alive()
 
 
 @pytest.mark.parametrize(
@@ -181,9 +211,9 @@ async def test_what_does_not_come_up_says_why(
     with pytest.raises(error, match=says) as caught:
         await supervisor.start()
     assert "\n" not in str(caught.value)
-    pid = here.pid("a")
+    failed = here.process("a")
     await supervisor.stop()
-    assert identify(pid) is None
+    assert not failed.alive()
     assert not (here.folder / "story").exists(), "b was started"
 
 
@@ -254,7 +284,7 @@ def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
 async def test_ending_what_is_recorded_spares_a_process_with_a_reused_number(here: Here) -> None:
     with (here.folder / "log").open("wb") as log:
         other = Process.start(["/bin/sleep", "60"], env={}, cwd=here.folder, log=log)
-    earlier = replace(other.identity, started=other.identity.started - 1)
+    earlier = replace(other.identity, start_time=other.identity.start_time - 1)
     assert await supervise.end_all({"a": record.Kept(earlier, "")}) == ()
-    assert identify(other.identity.pid) is not None
+    assert other.identity.alive()
     await other.stop(5)
