@@ -219,7 +219,7 @@ def test_the_admin_socket_attaches_once_and_says_what_is_not_there(stack: Stack,
     assert stack.host.ports[runner] == port, "asked for a second listener"
     assert runner in json.loads(stack.admin("GET", "/runners")[1])["runners"]
     status, body = stack.admin("PUT", "/runners/none-1")
-    assert (status, json.loads(body)["error"]["code"]) == (400, "usage")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "usage")
     assert stack.admin("GET", "/")[0] == 404
 
 
