@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -35,6 +34,7 @@ from mayfly.host.component import runner_disks
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import monitor
 from mayfly.host.process import end, end_named, exited, spawn
+from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.template import Template
 from mayfly.model import Runner, RunnerSpec
 from mayfly.pid import ProcessId
@@ -57,42 +57,6 @@ TEMPLATE = "mayfly/template"
 """What QEMU is called while it boots a template (`argv.template`)."""
 
 NAME = re.compile(r"[a-z0-9]{1,32}-[0-9]{1,3}")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of a VM, on disk beside it."""
-
-    name: str
-    slot: int
-    size: str
-    template: str
-    process: ProcessId | None = None
-    ready: bool = False
-    ssh_host_key: str = ""
-    timings_s: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def runner(self) -> Runner:
-        return Runner(self.name, self.size, self.ready, self.ssh_host_key, self.timings_s)
-
-
-def write_record(directory: Path, record: Record) -> None:
-    """Put the record on disk, whole or not at all."""
-    partial = directory / ".vm.json"
-    partial.write_text(json.dumps(asdict(record)))
-    partial.rename(directory / "vm.json")
-
-
-def read_record(directory: Path) -> Record | None:
-    """The record of a VM's directory; none when it is missing or is not that VM's."""
-    try:
-        data = json.loads((directory / "vm.json").read_text())
-        process = ProcessId(**data.pop("process")) if data["process"] else data.pop("process")
-        record = Record(process=process, **data)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return record if record.name == directory.name else None
 
 
 class Runners:

@@ -31,50 +31,36 @@ def pairs(command: list[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in itertools.pairwise(command) if a in DEVICES]
 
 
+FROZEN = argv.template(
+    "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
+)
+WOKEN = argv.clone(
+    "qemu",
+    HARDWARE,
+    "abc-1",
+    ram=Path("/t/ram"),
+    disks=DISKS,
+    boot=BOOT,
+    directory=Path("/v"),
+    ssh_port=2222,
+)
+
+
 def test_a_clone_has_the_very_hardware_of_its_template() -> None:
-    frozen = argv.template(
-        "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
-    )
-    woken = argv.clone(
-        "qemu",
-        HARDWARE,
-        "abc-1",
-        ram=Path("/t/ram"),
-        disks=DISKS,
-        boot=BOOT,
-        directory=Path("/v"),
-        ssh_port=2222,
-    )
-    assert pairs(frozen) == pairs(woken)
-    assert "-incoming" in woken
-    assert "-incoming" not in frozen
+    assert pairs(FROZEN) == pairs(WOKEN)
+    assert "-incoming" in WOKEN
+    assert "-incoming" not in FROZEN
 
 
 def test_only_the_template_writes_the_ram_file() -> None:
-    frozen = argv.template(
-        "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
-    )
-    woken = argv.clone(
-        "qemu",
-        HARDWARE,
-        "abc-1",
-        ram=Path("/t/ram"),
-        disks=DISKS,
-        boot=BOOT,
-        directory=Path("/v"),
-        ssh_port=2222,
-    )
-    (shared,) = [a for a in frozen if a.startswith("memory-backend-file")]
-    (private,) = [a for a in woken if a.startswith("memory-backend-file")]
+    (shared,) = [a for a in FROZEN if a.startswith("memory-backend-file")]
+    (private,) = [a for a in WOKEN if a.startswith("memory-backend-file")]
     assert "share=on" in shared
     assert "share=off,readonly=on" in private
 
 
 def test_every_device_has_an_address_of_its_own() -> None:
-    frozen = argv.template(
-        "qemu", HARDWARE, ram=Path("/t/ram"), disks=DISKS, boot=BOOT, directory=Path("/t")
-    )
-    pci = [v for o, v in pairs(frozen) if o == "-device" and ("pci" in v or "pcie" in v)]
+    pci = [v for o, v in pairs(FROZEN) if o == "-device" and ("pci" in v or "pcie" in v)]
     addresses = [v.rpartition("addr=")[2].partition(",")[0] for v in pci]
     assert len(set(addresses)) == len(addresses) == 6
 

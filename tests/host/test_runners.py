@@ -1,0 +1,170 @@
+"""The bookkeeping of runners: slots, second calls, failures and what comes in between.
+
+Making and unmaking are put in by the tests; real VMs are in tests/farm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.config import Config
+from mayfly.errors import InfrastructureError, NotFound, UsageError
+from mayfly.host import runners as module
+from mayfly.host.machine import Machine
+from mayfly.host.record import Record, read_record, write_record
+from mayfly.host.runners import Runners
+from mayfly.host.template import Template
+from mayfly.model import GIB, RunnerSpec, Size
+from mayfly.pid import ProcessId
+
+MACHINE = Machine((10, 0, 2), "tcg", "test", 2, 24 * GIB, "a cpu")
+TEMPLATE: Any = type("T", (), {"key": "k"})()
+
+
+def spec(name: str) -> RunnerSpec:
+    return RunnerSpec(name, Size("t1", 1, GIB, 4 * GIB), "ssh-ed25519 AAAA", 60)
+
+
+class Here(Runners):
+    """Runners whose making and unmaking are `makes` and `unmakes`."""
+
+    def __init__(self, state: Path) -> None:
+        super().__init__(Config(state=state), MACHINE)
+        self.makes: Callable[[Record], Awaitable[None]] = self._nothing
+        self.unmakes: Callable[[str], Awaitable[None]] = self._nothing
+
+    async def _nothing(self, _: object) -> None:
+        """No work."""
+
+    async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
+        self._directory(record.name).mkdir(parents=True)
+        await self.makes(record)
+        return replace(record, ready=True, process=ProcessId.of(os.getpid()))
+
+    async def _unmake(self, runner: str, record: Record | None) -> None:
+        await self.unmakes(runner)
+        for path in self._directory(runner).glob("*"):
+            path.unlink()
+        self._directory(runner).rmdir()
+
+    def slot(self, runner: str) -> int:
+        return self._records[runner].slot
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    async def none(name: str, directory: Path) -> None:
+        """Nothing was left by a crash."""
+
+    monkeypatch.setattr(module, "end_named", none)
+    return Here(tmp_path)
+
+
+async def fails(_: object) -> None:
+    raise InfrastructureError("no")
+
+
+async def test_the_same_name_again_is_the_runner_that_is_there(here: Here) -> None:
+    first = await here.create(spec("a-1"), TEMPLATE)
+    assert await here.create(spec("a-1"), TEMPLATE) == first
+    assert [runner.name for runner in here.list()] == ["a-1"]
+
+
+async def test_a_slot_is_taken_until_all_of_its_runner_is_gone(here: Here) -> None:
+    unmaking, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_: str) -> None:
+        unmaking.set()
+        await go_on.wait()
+
+    here.makes, here.unmakes = fails, slowly
+    failing = asyncio.create_task(here.create(spec("a-1"), TEMPLATE))
+    await unmaking.wait()
+    here.makes = here._nothing
+    await here.create(spec("b-1"), TEMPLATE)
+    assert here.slot("b-1") != here.slot("a-1")
+    go_on.set()
+    with pytest.raises(InfrastructureError):
+        await failing
+    assert [runner.name for runner in here.list()] == ["b-1"]
+
+
+async def test_what_could_not_be_unmade_is_listed_until_it_is(here: Here) -> None:
+    here.makes, here.unmakes = fails, fails
+    with pytest.raises(InfrastructureError):
+        await here.create(spec("a-1"), TEMPLATE)
+    assert [runner.name for runner in here.list()] == ["a-1"]
+    here.unmakes = here._nothing
+    await here.destroy("a-1")
+    assert here.list() == ()
+    await here.destroy("a-1")
+
+
+async def test_a_destroy_ends_a_create_that_is_under_way(here: Here) -> None:
+    making = asyncio.Event()
+
+    async def for_ever(_: Record) -> None:
+        making.set()
+        await asyncio.Event().wait()
+
+    here.makes = for_ever
+    creating = asyncio.create_task(here.create(spec("a-1"), TEMPLATE))
+    await making.wait()
+    await asyncio.wait_for(here.destroy("a-1"), 5)
+    with pytest.raises(InfrastructureError, match="destroyed"):
+        await creating
+    assert here.list() == ()
+
+
+async def test_making_a_runner_has_an_end(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def for_ever(_: Record) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(module, "START_S", 0.05)
+    here.makes = for_ever
+    with pytest.raises(InfrastructureError, match="no runner within"):
+        await here.create(spec("a-1"), TEMPLATE)
+    assert here.list() == ()
+
+
+@pytest.mark.parametrize("name", ["", "../x-1", "a", "a-1/..", "A-1", "a-1\n"])
+async def test_what_is_no_runners_name_reaches_no_path(here: Here, name: str) -> None:
+    with pytest.raises(UsageError):
+        await here.create(spec(name), TEMPLATE)
+    await here.destroy(name)
+    with pytest.raises(NotFound):
+        await here.dial(name)
+
+
+async def test_a_restart_adopts_what_lives_and_unmakes_the_rest(here: Here, tmp_path: Path) -> None:
+    lives = ProcessId.of(os.getpid())
+    for record in (
+        Record("lives-1", 0, "t1", "k", lives, ready=True, ssh_host_key="ssh-ed25519 A"),
+        Record("half-1", 1, "t1", "k", lives),
+        Record("dead-1", 2, "t1", "k", replace(lives, start_time=1), ready=True),
+    ):
+        directory = tmp_path / "vms" / record.name
+        directory.mkdir(parents=True)
+        write_record(directory, record)
+    (tmp_path / "vms/broken-1").mkdir()
+    await here.adopt()
+    assert [runner.name for runner in here.list()] == ["lives-1"]
+    assert [path.name for path in (tmp_path / "vms").iterdir()] == ["lives-1"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", '{"process": 1}', "null"])
+def test_a_record_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "vm.json").write_text(text)
+    assert read_record(tmp_path) is None
+
+
+def test_a_record_of_another_vm_is_none(tmp_path: Path) -> None:
+    write_record(tmp_path, Record("other-1", 0, "t1", "k"))
+    assert read_record(tmp_path) is None
