@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mayfly import client, flow, golden
-from mayfly.build import buildx, progress, ssh
+from mayfly.build import buildx, cache, progress, ssh
 from mayfly.build.holding import held, ready
 from mayfly.build.stop import stoppable
 from mayfly.config import Config
@@ -115,12 +115,9 @@ async def buildx_runs(
             env = buildx.environment(request.environ, request.args, there.folder)
             if not times:
                 await progress.quietly(buildx.create_argv(request.buildx, there.folder), env)
+            where = cache.reference(config.registry_host, request.repo, cache_key, "")
             command = buildx.build_argv(
-                request.buildx,
-                request.args,
-                there.folder,
-                registry_host=config.registry_host,
-                repo=request.repo,
+                request.buildx, request.args, there.folder, where, warm=bool(times)
             )
             started_at = time.monotonic()
             await _run(command, env)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncssh
@@ -26,8 +27,8 @@ class FakeRunner:
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
 
     def relay(self, **changes: str) -> ssh.Relay:
-        given = {"url": self.url, "lease": LEASE, "token": TOKEN, "host_key": self.host_key}
-        return ssh.Relay(**(given | changes))
+        here = ssh.Relay(url=self.url, lease=LEASE, token=TOKEN, host_key=self.host_key)
+        return replace(here, **changes)  # type: ignore[arg-type]
 
     async def cut(self) -> None:
         for connection in self.connections:
@@ -51,7 +52,7 @@ class _Server(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         return username == ssh.USER and ssh.public_line(key).split()[1] == self._allowed
 
-    def unix_connection_requested(self, dest_path: str) -> bool | Awaitable[asyncssh.SSHForwarder]:
+    def unix_connection_requested(self, dest_path: str) -> Any:
         if dest_path != ssh.BUILDKIT_SOCKET:
             return False
         return self._conn.forward_unix_connection(str(self._buildkit))

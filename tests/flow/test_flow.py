@@ -216,7 +216,8 @@ async def test_a_refused_request_is_raised_as_it_is(tmp_path: Path) -> None:
     farm = FakeFarm(None, refuse=Denied("not yours"))
     with pytest.raises(Denied, match="not yours"):
         await build(request(tmp_path, ""), farm)
-    assert farm.reports == farm.deleted == []
+    assert not farm.reports
+    assert not farm.deleted
 
 
 async def _hanging(tmp_path: Path) -> None:
