@@ -83,7 +83,7 @@ async def measured(settings: Config) -> tuple[machine.Machine, list[Row], list[s
     for number in range(PAIRS):
         whole.append(await measure.mayfly_build(settings, f"{key}-{number}", "--no-cache"))
         first, again = await measure.buildx_runs(
-            settings, f"{key}-{number}-x", [["--no-cache"], []]
+            settings, f"{key}-{number}-x", [("--no-cache", False), ("", True)]
         )
         alone.append(first)
         warm_runner.append(again)
@@ -97,15 +97,24 @@ async def measured(settings: Config) -> tuple[machine.Machine, list[Row], list[s
         )
     )
     show(f"{PAIRS} builds with a warm cache, nothing changed")
-    warm = [await measure.mayfly_build(settings, f"{key}-0") for _ in range(PAIRS)]
-    a, b = statistics.median(warm), statistics.median(warm_runner)
+    cold_runner, warm = [], []
+    for _ in range(PAIRS):
+        cold_runner += await measure.buildx_runs(settings, f"{key}-0", [("", True)])
+        warm.append(await measure.mayfly_build(settings, f"{key}-0"))
+    a, b = statistics.median(cold_runner), statistics.median(warm_runner)
     rows.append(
         Row(
-            "cold runner with warm cache, nothing changed, against a warm runner",
+            "cold runner with warm cache, nothing changed, against a warm runner (buildx on both)",
             "<= 1.6x",
-            f"{a:.1f} s (`mayfly build`, all of it) against {b:.1f} s (buildx alone): {a / b:.2f}x",
+            f"{a:.1f} s against {b:.1f} s: {a / b:.2f}x",
             a / b <= 1.6,
         )
+    )
+    whole_s = statistics.median(warm)
+    notes.append(
+        f"All of `mayfly build` with a warm cache and nothing changed, from the process's start "
+        f"to its end, lease and a fresh VM included: {whole_s:.1f} s, {whole_s / b:.2f}x of buildx "
+        f"alone on a warm runner."
     )
     return await machine.inspect(settings), rows, notes
 

@@ -103,21 +103,24 @@ async def mayfly_build(config: Config, cache_key: str, *flags: str) -> float:
 
 
 async def buildx_runs(
-    config: Config, cache_key: str, flags: Sequence[Sequence[str]]
+    config: Config, cache_key: str, runs: Sequence[tuple[str, bool]]
 ) -> list[float]:
     """The very buildx commands that `mayfly build` would run, one after the other on one runner
     that is there and connected already; the time of each.
+
+    A run is a flag for buildx (or nothing) and whether there is a cache to import.
     """
     times: list[float] = []
+    where = cache.reference(config.registry_host, REPO, cache_key, "")
     async with runner(config) as there:
-        for each in flags:
-            request = flow.prepare(words(cache_key, *each), config, os.environ, Path.cwd())
+        for flag, warm in runs:
+            given = words(cache_key, *([flag] if flag else []))
+            request = flow.prepare(given, config, os.environ, Path.cwd())
             env = buildx.environment(request.environ, request.args, there.folder)
             if not times:
                 await progress.quietly(buildx.create_argv(request.buildx, there.folder), env)
-            where = cache.reference(config.registry_host, request.repo, cache_key, "")
             command = buildx.build_argv(
-                request.buildx, request.args, there.folder, where, warm=bool(times)
+                request.buildx, request.args, there.folder, where, warm=warm
             )
             started_at = time.monotonic()
             await _run(command, env)
