@@ -224,7 +224,7 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(fetch, cwd=folder, check=True, timeout=120)
     (package,) = folder.glob("*.deb")
     subprocess.run(["dpkg", "-x", str(package), str(folder / "root")], check=True)
-    return next(path for path in (folder / "root").rglob("busybox") if path.is_file())
+    return next(path for path in (folder / "root").rglob("bin/busybox") if path.is_file())
 
 
 @pytest.fixture
