@@ -99,7 +99,7 @@ def _virtualisation(config: Config) -> Iterator[Check]:
         yield Check(
             "acceleration",
             State.WARN,
-            f"none (TCG), compiling is 10 to 20 times slower: {found.reason}",
+            f"none (TCG), compiling is about an order of magnitude slower: {found.reason}",
             "use a machine, or a kind of cloud server, that offers nested virtualisation",
         )
     room = room_of(config, found.memory_bytes, found.cores)
