@@ -111,7 +111,6 @@ async def buildx_runs(
     A run is a flag for buildx (or nothing) and whether there is a cache to import.
     """
     times: list[float] = []
-    where = cache.reference(config.registry_host, REPO, cache_key, "")
     async with runner(config) as there:
         for flag, warm in runs:
             given = words(cache_key, *([flag] if flag else []))
@@ -119,9 +118,9 @@ async def buildx_runs(
             env = buildx.environment(request.environ, request.args, there.folder)
             if not times:
                 await progress.quietly(buildx.create_argv(request.buildx, there.folder), env)
-            command = buildx.build_argv(
-                request.buildx, request.args, there.folder, where, warm=warm
-            )
+            where = cache.references(config.registry_host, REPO, request.args)
+            caches = {name: cache.Cache(ref, warm) for name, ref in where.items()}
+            command = buildx.build_argv(request.buildx, request.args, there.folder, caches)
             started_at = time.monotonic()
             await _run(command, env)
             times.append(time.monotonic() - started_at)

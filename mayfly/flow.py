@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from mayfly import tools
-from mayfly.build import buildx, cache, check, progress, repo, ssh
+from mayfly.build import bake, buildx, cache, check, progress, repo, ssh
 from mayfly.build import result as results
 from mayfly.build.args import BuildArgs, host_of, parse, repository_of
 from mayfly.build.holding import Api, Show, held, patiently, ready
@@ -51,14 +51,26 @@ class Request:
     environ: Mapping[str, str]
 
 
-def prepare(argv: Sequence[str], config: Config, environ: Mapping[str, str], cwd: Path) -> Request:
-    """The request in `argv` (what follows `mayfly build`), checked as far as it can be here.
+def prepare(
+    argv: Sequence[str],
+    config: Config,
+    environ: Mapping[str, str],
+    cwd: Path,
+    *,
+    verb: str = "build",
+) -> Request:
+    """The request in `argv` (what follows the verb), checked as far as it can be here.
 
-    Raises `UsageError` (a flag, the context, the Dockerfile, a name), `Denied` (a push to a name
-    that this repo's builds may not write) and `MachineUnfit` (buildx is not built).
+    `verb` is `build` or `bake`. Raises `UsageError` (a flag, the definition, a context, a
+    Dockerfile, a name), `Denied` (a push to a name that this repo's builds may not write) and
+    `MachineUnfit` (buildx is not built).
     """
-    args = parse(argv, config.registry_host, docker=check.docker_answers(environ))
+    if verb == "bake":
+        args = definition(argv, config, environ)
+    else:
+        args = parse(argv, config.registry_host, docker=check.docker_answers(environ))
     check.files(args, cwd)
+    check.leave(args, environ, cwd)
     name = grants.check_repo(repo.name(args, environ, cwd))
     _check_tags(args, name, config.registry_host)
     return Request(
@@ -67,14 +79,29 @@ def prepare(argv: Sequence[str], config: Config, environ: Mapping[str, str], cwd
         ref=repo.ref(environ, cwd if args.remote or args.context == "-" else cwd / args.context),
         event=environ.get("CI_PIPELINE_EVENT") or "manual",
         registry_host=config.registry_host,
-        buildx=tools.tools_dir(config.cache) / "buildx",
+        buildx=buildx_of(config),
         environ=environ,
     )
 
 
+def definition(argv: Sequence[str], config: Config, environ: Mapping[str, str]) -> BuildArgs:
+    """The definition that `mayfly bake` with `argv` builds from, as buildx resolves it.
+
+    Raises `UsageError` and `MachineUnfit` as `prepare` does.
+    """
+    read = partial(bake.printed, lambda: buildx_of(config), environ)
+    docker = check.docker_answers(environ)
+    return bake.parse(argv, config.registry_host, read, docker=docker)
+
+
+def buildx_of(config: Config) -> Path:
+    """The buildx that builds are made with. Raises `MachineUnfit` when it is not built."""
+    return tools.tools_dir(config.cache) / "buildx"
+
+
 def _check_tags(args: BuildArgs, name: str, registry_host: str) -> None:
     """What the registry would refuse after a whole build, said now."""
-    for tag in args.tags if args.push else ():
+    for tag in args.pushed:
         push = grants.Access(repository_of(tag), frozenset({grants.PUSH}))
         if host_of(tag) == registry_host and not grants.allows(grants.for_lease(name), push):
             raise Denied(
@@ -152,16 +179,17 @@ async def _attempt(
     relay = ssh.relay_of(view, tls)
     users = buildx.users_logins(request.environ)
     folder.write_logins(buildx.logins({request.registry_host: relay.token}, args.references, users))
-    where = cache.reference(request.registry_host, request.repo, args.cache_key, args.target)
+    where = cache.references(request.registry_host, request.repo, args)
     started_at = time.monotonic()
-    asking = asyncio.create_task(cache.exists(relay.url, where, relay.token, tls))
+    asking = asyncio.create_task(cache.found(relay.url, where, relay.token, tls))
     try:
         async with ssh.connect(relay, key) as tunnel:
             await tunnel.forward(folder.socket)
-            warm = await asking
+            caches = await asking
+            folder.write_plan(buildx.plan(args, caches))
             connect_s = time.monotonic() - started_at
             ran = await progress.run(
-                buildx.build_argv(request.buildx, args, folder, where, warm=warm),
+                buildx.build_argv(request.buildx, args, folder, caches),
                 buildx.history_argv(request.buildx),
                 buildx.environment(request.environ, args, folder),
                 log,
@@ -175,11 +203,11 @@ async def _attempt(
 
 async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:
     """With verdict `done` the lease is over and the VM on its way out."""
-    pushed = request.args.push and attempt.outcome is Outcome.SUCCEEDED
+    pushed = request.args.pushed if attempt.outcome is Outcome.SUCCEEDED else ()
     return await api.report(
         lease,
         outcome=attempt.outcome,
         digest=attempt.digest,
         timings_s=attempt.timings_s,
-        images=request.args.tags if pushed else (),
+        images=pushed,
     )

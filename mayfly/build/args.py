@@ -1,92 +1,21 @@
-"""The arguments of `mayfly build`, told apart: Mayfly's own, and buildx's. Pure, no files read.
+"""The arguments of `mayfly build` and `mayfly bake`: Mayfly's own told from buildx's. Pure.
 
-buildx's arguments go through untouched and in order; what Mayfly must know of them (context,
-tags, outputs …) is read off by a table of buildx's flags. Two things are changed: an `images/…`
-tag gets the registry's address in front, and `--mayfly-*` is taken out.
+buildx's arguments go through untouched and in order; what Mayfly must know of them (contexts,
+tags, outputs …) is read off. Two things are changed: an `images/…` tag gets the registry's address
+in front, and `--mayfly-*` is taken out. `BuildArgs` is what both verbs amount to: `build` has one
+target, without a name; `bake` (`bake.py`) those of its definition.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mayfly.build.flags import BUILD, Arg, split
 from mayfly.errors import UsageError
-
-# The flags of `buildx build` v0.38, hidden ones included; a test compares them with its --help.
-VALUED = frozenset(
-    {
-        "add-host",
-        "allow",
-        "annotation",
-        "attest",
-        "build-arg",
-        "build-context",
-        "builder",
-        "cache-from",
-        "cache-to",
-        "call",
-        "cgroup-parent",
-        "cpu-period",
-        "cpu-quota",
-        "cpu-shares",
-        "cpuset-cpus",
-        "cpuset-mems",
-        "file",
-        "iidfile",
-        "isolation",
-        "label",
-        "memory",
-        "memory-swap",
-        "metadata-file",
-        "network",
-        "no-cache-filter",
-        "output",
-        "platform",
-        "policy",
-        "print",
-        "progress",
-        "provenance",
-        "resource",
-        "sbom",
-        "secret",
-        "security-opt",
-        "shm-size",
-        "ssh",
-        "tag",
-        "target",
-        "timeout",
-        "ulimit",
-    }
-)
-SWITCHES = frozenset(
-    {
-        "check",
-        "compress",
-        "debug",
-        "force-rm",
-        "help",
-        "load",
-        "no-cache",
-        "pull",
-        "push",
-        "quiet",
-        "rm",
-        "squash",
-    }
-)
-SHORT = {
-    "D": "debug",
-    "c": "cpu-shares",
-    "f": "file",
-    "h": "help",
-    "m": "memory",
-    "o": "output",
-    "q": "quiet",
-    "t": "tag",
-}
-OWN = frozenset({"cache-key", "repo", "size"})  # as --mayfly-NAME; each takes a value
 
 PROGRESS = frozenset({"auto", "none", "plain", "quiet", "rawjson", "tty"})
 IMAGES = "images/"
@@ -99,47 +28,46 @@ _REMOTE = re.compile(r"(?:https?|git|ssh)://|git@|[^/]+@[^/]+:|github\.com/")
 
 
 @dataclass(frozen=True, slots=True)
-class Arg:
-    """One argument as typed: `tokens` joined again are what the user wrote.
+class Target:
+    """One thing to build, read off the arguments of `build` or off the plan of `bake`.
 
-    `flag` is the long name without dashes, empty for a positional argument or `--`.
-    `value` is what the flag was given (`true` for a bare switch), or the positional itself.
+    `context` may be a directory, a URL, or `-`; so may `dockerfile` (a path is relative to the
+    working directory), which is empty for the usual one beside the context, and None where the
+    definition holds the text itself. `contexts` are directories that go by other names in it.
+    `stage` is the Dockerfile's stage, `references` are all images that it names, tags included.
     """
 
-    flag: str
-    value: str
-    tokens: tuple[str, ...]
-
-    def with_value(self, value: str) -> Arg:
-        """The same argument with another value, in the form that the user chose."""
-        *front, last = self.tokens
-        return Arg(self.flag, value, (*front, last.removesuffix(self.value) + value))
+    name: str = ""
+    context: str = "."
+    dockerfile: str | None = ""
+    contexts: tuple[str, ...] = ()
+    stage: str = ""
+    tags: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    outputs: bool = False
+    push: bool = False
+    load: bool = False
 
     @property
-    def on(self) -> bool:
-        """Whether a switch is switched on (`--push=false` is not)."""
-        return self.value.lower() not in {"0", "f", "false"}
+    def remote(self) -> bool:
+        """The context is fetched by BuildKit itself: git, or a tarball by HTTP."""
+        return is_remote(self.context)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildArgs:
-    """What a build asks for, read off its arguments.
+    """What is asked for. `verb` is buildx's; `targets` are in the order in which they are named.
 
-    `buildx` is what goes to buildx: the user's arguments in their order, `images/…` names made
-    whole. `context` may be a directory, a URL, or `-`; `dockerfile` is empty for the default
-    one, else a path, a URL or `-`. `progress` is empty when the user left it to buildx.
+    `buildx` is what goes to buildx: for `build` the user's arguments in their order, `images/…`
+    names made whole; for `bake` those that are about the run, while all that is about targets is in
+    `plan`, a definition that is resolved. `progress` is empty when the user left it to buildx.
     """
 
+    verb: str
     buildx: tuple[str, ...]
-    context: str
-    dockerfile: str = ""
-    tags: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    push: bool = False
-    load: bool = False
+    targets: tuple[Target, ...]
+    plan: Mapping[str, Any] | None = None
     builds: bool = True
-    target: str = ""
     progress: str = ""
     metadata_file: str = ""
     size: str = ""
@@ -147,9 +75,45 @@ class BuildArgs:
     cache_key: str = ""
 
     @property
+    def context(self) -> str:
+        """Where the sources are that name the repo; `bake` is about the working directory."""
+        return self.targets[0].context if self.verb == "build" else "."
+
+    @property
+    def dockerfile(self) -> str:
+        """The one Dockerfile of `build`; empty for the usual one, and for `bake`."""
+        return (self.targets[0].dockerfile or "") if self.verb == "build" else ""
+
+    @property
+    def target(self) -> str:
+        """What is built, in a word or two: the stage, or the names of bake's targets."""
+        return self.targets[0].stage if self.verb == "build" else ",".join(self.names)[:255]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(target.name for target in self.targets)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(tag for target in self.targets for tag in target.tags)
+
+    @property
+    def pushed(self) -> tuple[str, ...]:
+        """The tags that are pushed."""
+        return tuple(tag for target in self.targets if target.push for tag in target.tags)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return tuple(name for target in self.targets for name in target.references)
+
+    @property
+    def push(self) -> bool:
+        return any(target.push for target in self.targets)
+
+    @property
     def remote(self) -> bool:
-        """The context is fetched by BuildKit itself: git, or a tarball by HTTP."""
-        return bool(_REMOTE.match(self.context))
+        """The sources are fetched by BuildKit itself: git, or a tarball by HTTP."""
+        return is_remote(self.context)
 
     @property
     def stdin(self) -> bool:
@@ -158,148 +122,127 @@ class BuildArgs:
 
     @property
     def kept(self) -> bool:
-        """The result goes somewhere other than the build cache."""
-        return self.push or self.load or bool(self.outputs) or not self.builds
+        """Every result goes somewhere other than the build cache."""
+        return not self.builds or all(target.outputs for target in self.targets)
 
 
-def split(argv: Sequence[str]) -> tuple[Arg, ...]:
-    """The arguments one by one, in order, by the rules of pflag (which buildx uses).
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The arguments by flag (long names; positional ones under the empty name)."""
 
-    Joining all `tokens` gives `argv` again. Raises `UsageError` for a flag that neither buildx
-    nor Mayfly has, and for a flag whose value is missing.
-    """
-    args: list[Arg] = []
-    rest = list(argv)
-    while rest:
-        typed = rest.pop(0)
-        if typed == "--":
-            args.append(Arg("", "", (typed,)))
-            args.extend(Arg("", word, (word,)) for word in rest)
-            break
-        if typed.startswith("--"):
-            args.append(_long(typed, rest))
-        elif typed.startswith("-") and typed != "-":
-            args.extend(_short(typed, rest))
-        else:
-            args.append(Arg("", typed, (typed,)))
-    return tuple(args)
+    args: tuple[Arg, ...]
 
+    def values(self, flag: str) -> tuple[str, ...]:
+        """Every value of the flag, in order."""
+        return tuple(a.value for a in self.args if a.flag == flag and a.tokens != ("--",))
 
-def _long(typed: str, rest: list[str]) -> Arg:
-    name, equals, value = typed[2:].partition("=")
-    own = name.startswith("mayfly-")
-    if own and name.removeprefix("mayfly-") not in OWN:
-        raise UsageError(
-            f"--{name} is no option of mayfly build",
-            hint="use one of " + ", ".join(f"--mayfly-{n}" for n in sorted(OWN)),
-        )
-    if own or name in VALUED:
-        if equals:
-            return Arg(name, value, (typed,))
-        return Arg(name, *_next(typed, rest, typed))
-    if name in SWITCHES:
-        return Arg(name, value if equals else "true", (typed,))
-    raise _unknown(f"--{name}")
+    def last(self, flag: str) -> str:
+        """The value that counts where only one can; empty when the flag is not there."""
+        return next(reversed(self.values(flag)), "")
 
-
-def _short(typed: str, rest: list[str]) -> Iterable[Arg]:
-    """`-t x`, `-tx`, `-t=x`, and switches in a bunch: `-qt x` (then it stays with the last).
-
-    Only the last letter of a bunch can take a value, so the letters before it are switches.
-    """
-    letters = typed[1:]
-    switches: list[str] = []
-    for place, letter in enumerate(letters):
-        name = SHORT.get(letter)
-        if name is None:
-            raise _unknown(f"-{letter}")
-        value = letters[place + 1 :]
-        if name in VALUED:
-            before = [Arg(switch, "true", ()) for switch in switches]
-            if value.startswith("="):
-                return [*before, Arg(name, value[1:], (typed,))]
-            if value:
-                return [*before, Arg(name, value, (typed,))]
-            return [*before, Arg(name, *_next(f"-{letter}", rest, typed))]
-        if value.startswith("="):
-            return [*(Arg(s, "true", ()) for s in switches), Arg(name, value[1:], (typed,))]
-        switches.append(name)
-    *before_last, last = switches
-    return [*(Arg(s, "true", ()) for s in before_last), Arg(last, "true", (typed,))]
-
-
-def _next(shown: str, rest: list[str], typed: str) -> tuple[str, tuple[str, ...]]:
-    if not rest:
-        raise UsageError(f"{shown} needs a value", hint=f"write {shown} VALUE")
-    value = rest.pop(0)
-    return value, (typed, value)
-
-
-def _unknown(shown: str) -> UsageError:
-    return UsageError(
-        f"unknown flag {shown}", hint="`docker buildx build --help` lists the flags of a build"
-    )
+    def on(self, flag: str) -> bool:
+        """Whether a switch is switched on."""
+        return any(a.on for a in self.args if a.flag == flag)
 
 
 def parse(argv: Sequence[str], registry_host: str, *, docker: bool = False) -> BuildArgs:
-    """What the arguments ask for. `docker` says whether a Docker daemon is there for `--load`.
+    """What `mayfly build` is asked for. `docker`: a Docker daemon is there for `--load`.
 
     Raises `UsageError` for whatever can be known to be wrong without looking at a file.
     """
-    args = split(argv)
-    given: dict[str, list[str]] = {}
-    for arg in args:
-        given.setdefault(arg.flag, []).append(arg.value)
+    args = split(argv, BUILD)
+    full = [a.with_value(whole(a.value, registry_host)) if a.flag == "tag" else a for a in args]
+    given = Given(tuple(full))
+    context = _context(given.values(""))
+    refuse(given)
+    outputs = given.values("output")
+    fields = [parse_fields(output) for output in outputs]
+    target = Target(
+        context=context,
+        dockerfile=given.last("file"),
+        contexts=tuple(_local_contexts(given.values("build-context"))),
+        stage=given.last("target"),
+        tags=given.values("tag"),
+        references=given.values("tag") + _references(given),
+        outputs=bool(outputs) or given.on("push") or given.on("load"),
+        push=given.on("push") or any(pushes(f) for f in fields),
+        load=given.on("load") or any(loads(f) for f in fields),
+    )
+    check_outputs(target, named=any("name" in f for f in fields), docker=docker)
+    return BuildArgs(
+        verb="build",
+        buildx=tuple(t for a in full if not a.flag.startswith("mayfly-") for t in a.tokens),
+        targets=(target,),
+        builds=builds(given) and not given.last("print"),
+        progress=progress(given),
+        metadata_file=given.last("metadata-file"),
+        size=given.last("mayfly-size"),
+        repo=given.last("mayfly-repo"),
+        cache_key=cache_key(given),
+    )
 
-    def last(flag: str) -> str:
-        return given.get(flag, [""])[-1]
 
-    def on(flag: str) -> bool:
-        return any(a.on for a in args if a.flag == flag)
+def builds(given: Given) -> bool:
+    """Whether anything is built, and not only looked at (`--check`, `--call`)."""
+    return not given.on("check") and given.last("call") in {"", "build"}
 
-    context = _context([a.value for a in args if not a.flag and a.tokens != ("--",)])
-    _refuse(args)
-    outputs = tuple(given.get("output", ()))
-    fields = [_fields(output) for output in outputs]
-    push = on("push") or any(f.get("type") == "registry" or f.get("push") == "true" for f in fields)
-    load = on("load") or any(f.get("type") == "docker" and "dest" not in f for f in fields)
-    if load and not docker:
+
+def progress(given: Given) -> str:
+    """`--progress`, or what `--quiet` amounts to. Raises `UsageError` for what there is not."""
+    asked = given.last("progress")
+    if asked and asked not in PROGRESS:
         raise UsageError(
-            "--load puts the image into Docker, and no Docker daemon answers here",
-            hint="write a file instead: -o type=oci,dest=image.tar",
+            f"--progress {asked!r} is unknown", hint="use " + ", ".join(sorted(PROGRESS))
         )
-    full = [a.with_value(_whole(a.value, registry_host)) if a.flag == "tag" else a for a in args]
-    tags = tuple(a.value for a in full if a.flag == "tag")
-    if push and not tags and not any("name" in f for f in fields):
-        raise UsageError("--push needs a name for the image", hint="add -t images/OWNER/NAME:TAG")
-    progress = last("progress")
-    if progress and progress not in PROGRESS:
+    return "quiet" if given.on("quiet") else asked
+
+
+def cache_key(given: Given) -> str:
+    """`--mayfly-cache-key`. Raises `UsageError` when it cannot be part of an image's name."""
+    key = given.last("mayfly-cache-key")
+    if key and not _CACHE_KEY.fullmatch(key):
         raise UsageError(
-            f"--progress {progress!r} is unknown", hint="use " + ", ".join(sorted(PROGRESS))
-        )
-    cache_key = last("mayfly-cache-key")
-    if cache_key and not _CACHE_KEY.fullmatch(cache_key):
-        raise UsageError(
-            f"--mayfly-cache-key {cache_key!r} cannot be part of an image's name",
+            f"--mayfly-cache-key {key!r} cannot be part of an image's name",
             hint="use lower-case letters and digits, with . _ - between them",
         )
-    return BuildArgs(
-        buildx=tuple(t for a in full if not a.flag.startswith("mayfly-") for t in a.tokens),
-        context=context,
-        dockerfile=last("file"),
-        tags=tags,
-        outputs=outputs,
-        references=tags + _references(given),
-        push=push,
-        load=load,
-        builds=not (on("check") or last("call") not in {"", "build"} or last("print")),
-        target=last("target"),
-        progress="quiet" if on("quiet") else progress,
-        metadata_file=last("metadata-file"),
-        size=last("mayfly-size"),
-        repo=last("mayfly-repo"),
-        cache_key=cache_key,
-    )
+    return key
+
+
+def check_outputs(target: Target, *, named: bool, docker: bool) -> None:
+    """Raises `UsageError` for a result that cannot go where it should.
+
+    `named`: an output names its image itself. `docker`: a Docker daemon is there.
+    """
+    of = f"target {target.name}: " if target.name else ""
+    if target.load and not docker:
+        raise UsageError(
+            f"{of}--load puts the image into Docker, and no Docker daemon answers here",
+            hint="write a file instead: -o type=oci,dest=image.tar"
+            if not target.name
+            else f"write a file instead: --set {target.name}.output=type=oci,dest=image.tar",
+        )
+    if target.push and not target.tags and not named:
+        raise UsageError(
+            f"{of}--push needs a name for the image",
+            hint="give it tags in the definition: images/OWNER/NAME:TAG"
+            if target.name
+            else "add -t images/OWNER/NAME:TAG",
+        )
+
+
+def pushes(output: Mapping[str, str]) -> bool:
+    """Whether an output (its fields) goes to a registry."""
+    return output.get("type") == "registry" or output.get("push") == "true"
+
+
+def loads(output: Mapping[str, str]) -> bool:
+    """Whether an output (its fields) goes into Docker."""
+    return output.get("type") == "docker" and "dest" not in output
+
+
+def is_remote(context: str) -> bool:
+    """Whether BuildKit itself fetches the context: git, or a tarball by HTTP."""
+    return bool(_REMOTE.match(context))
 
 
 def _context(positional: Sequence[str]) -> str:
@@ -313,9 +256,9 @@ def _context(positional: Sequence[str]) -> str:
     return positional[0]
 
 
-def _refuse(args: Iterable[Arg]) -> None:
-    """What buildx could do and a runner must not."""
-    for arg in args:
+def refuse(given: Given) -> None:
+    """Raises `UsageError` for what buildx could do and a runner must not."""
+    for arg in given.args:
         if arg.flag == "builder":
             raise UsageError(
                 "--builder cannot be chosen: Mayfly makes a fresh one for each build",
@@ -333,7 +276,7 @@ def _refuse(args: Iterable[Arg]) -> None:
             )
 
 
-def _whole(tag: str, registry_host: str) -> str:
+def whole(tag: str, registry_host: str) -> str:
     """A tag as BuildKit must see it: `images/…` is Mayfly's registry, the rest as it is."""
     if not _REFERENCE.fullmatch(tag):
         raise UsageError(
@@ -342,27 +285,48 @@ def _whole(tag: str, registry_host: str) -> str:
     return f"{registry_host}/{tag}" if tag.startswith(IMAGES) else tag
 
 
-def _fields(text: str) -> dict[str, str]:
+def parse_fields(text: str) -> dict[str, str]:
     """`type=image,"name=a,b"` as a mapping; a bare word is buildx's short form (a path)."""
     row = next(csv.reader([text]), [])
     return {k.strip().lower(): v for k, eq, v in (part.partition("=") for part in row) if eq}
 
 
-def _references(given: dict[str, list[str]]) -> tuple[str, ...]:
+def _references(given: Given) -> tuple[str, ...]:
     """Image references that the build names beside its tags: outputs, caches, contexts."""
     found: list[str] = []
     for option in ("cache-from", "cache-to", "output"):
-        for text in given.get(option, ()):
-            fields = _fields(text)
-            found += [fields["ref"]] if "ref" in fields else []
-            found += fields["name"].split(",") if "name" in fields else []
+        for text in given.values(option):
+            fields = parse_fields(text)
+            found += named_in(fields)
             if option != "output" and not fields:
                 found.append(text)
-    for text in given.get("build-context", ()):
-        _, _, path = text.partition("=")
-        if path.startswith("docker-image://"):
-            found.append(path.removeprefix("docker-image://"))
+    for text in given.values("build-context"):
+        found += image_context(text.partition("=")[2])
     return tuple(found)
+
+
+def named_in(fields: Mapping[str, str]) -> list[str]:
+    """The images that an output or a cache names in its fields."""
+    found = [fields["ref"]] if "ref" in fields else []
+    return found + (fields["name"].split(",") if "name" in fields else [])
+
+
+def image_context(path: str) -> list[str]:
+    """The image that a named context is, if it is one."""
+    image = path.removeprefix("docker-image://")
+    return [image] if image != path else []
+
+
+def local_context(path: str) -> bool:
+    """Whether a named context is a directory of this machine."""
+    return not (is_remote(path) or re.match(r"(?:docker-image|oci-layout|target):", path))
+
+
+def _local_contexts(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        _, equals, path = text.partition("=")
+        if equals and local_context(path):
+            yield path
 
 
 def host_of(reference: str) -> str:
@@ -377,11 +341,3 @@ def repository_of(reference: str) -> str:
     """`images/o/r` of `host:5000/images/o/r:tag`."""
     _, _, path = reference.partition("/")
     return path.partition("@")[0].partition(":")[0]
-
-
-def asks_help(argv: Sequence[str]) -> bool:
-    """Whether `--help` or `-h` is among the flags. Never raises: wrong flags are for `parse`."""
-    try:
-        return any(arg.flag == "help" for arg in split(argv))
-    except UsageError:
-        return bool({"--help", "-h"} & set(argv))

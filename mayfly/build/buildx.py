@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mayfly.build import bake
 from mayfly.build.args import BuildArgs, host_of
+from mayfly.build.cache import Cache
 
 BUILDER = "mayfly"
 DOCKER_HUB = "https://index.docker.io/v1/"
 # Of the caller's environment, what would point buildx at another builder, daemon or login.
 _FOREIGN = frozenset({"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_CONTEXT"})
+# What says how definitions are read: a plan has been read.
+_READING = frozenset({"BUILDX_BAKE_FILE", "BUILDX_BAKE_FILE_RELATIVE_PATHS"})
+_EXPORT = {"mode": "max", "compression": "zstd", "ignore-error": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,10 @@ class Folder:
         return self.root / "metadata.json"
 
     @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
     def buildx_config(self) -> Path:
         return self.root / "buildx"
 
@@ -47,6 +56,11 @@ class Folder:
     def remove(self) -> None:
         """Remove it with all that is in it; silently when it is gone."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def write_plan(self, plan: Mapping[str, Any] | None) -> None:
+        """Keep the definition that `bake` builds from; nothing for `build`, which has none."""
+        if plan is not None:
+            self.plan.write_text(json.dumps(plan))
 
     def write_logins(self, config: Mapping[str, Any]) -> None:
         """Make `config` what BuildKit's session answers from when it asks for credentials."""
@@ -81,24 +95,46 @@ def create_argv(program: Path, there: Folder) -> tuple[str, ...]:
 
 
 def build_argv(
-    program: Path, args: BuildArgs, there: Folder, cache: str, *, warm: bool
+    program: Path, args: BuildArgs, there: Folder, caches: Mapping[str, Cache]
 ) -> tuple[str, ...]:
-    """`buildx build`: ours first, so that the user's, untouched, have the last word.
+    """`buildx build` or `bake`: ours first, so that the user's, untouched, have the last word.
 
-    The layer cache `cache` (an image reference) is imported when it is `warm`, and exported; a
-    failing export does not fail the build. What builds nothing (`--check`) leaves it alone.
+    The layer cache of each target (`caches`, by its name) is imported when it is warm, and
+    exported; a failing export does not fail the build. What builds nothing (`--check`) leaves them
+    alone. For `bake` all of that is in the plan (`plan`).
     """
     ours: list[str] = []
     if not args.metadata_file:
         ours += ["--metadata-file", str(there.metadata)]
-    if args.builds and warm:
-        ours += ["--cache-from", f"type=registry,ref={cache}"]
-    if args.builds:
-        export = "mode=max,compression=zstd,ignore-error=true"
-        ours += ["--cache-to", f"type=registry,ref={cache},{export}"]
+    if args.plan is not None:
+        return (str(program), "bake", *ours, "--file", str(there.plan), *args.buildx)
+    for entries in _cache_entries(args, caches).values():
+        for flag, entry in entries.items():
+            for each in entry:
+                ours += [f"--{flag}", ",".join(f"{key}={value}" for key, value in each.items())]
     if not args.kept:
         ours += ["--output", "type=cacheonly"]
     return (str(program), "build", *ours, *args.buildx)
+
+
+def plan(args: BuildArgs, caches: Mapping[str, Cache]) -> Mapping[str, Any] | None:
+    """The definition that `bake` builds from, with the caches in it; None for `build`."""
+    return None if args.plan is None else bake.completed(args.plan, _cache_entries(args, caches))
+
+
+def _cache_entries(
+    args: BuildArgs, caches: Mapping[str, Cache]
+) -> Mapping[str, Mapping[str, list[dict[str, str]]]]:
+    """Each target's `cache-from` and `cache-to`, as fields; none where nothing is built."""
+    if not args.builds:
+        return {}
+    return {
+        name: {
+            "cache-from": [{"type": "registry", "ref": cache.reference}] if cache.warm else [],
+            "cache-to": [{"type": "registry", "ref": cache.reference, **_EXPORT}],
+        }
+        for name, cache in caches.items()
+    }
 
 
 def history_argv(program: Path) -> tuple[str, ...]:
@@ -108,7 +144,7 @@ def history_argv(program: Path) -> tuple[str, ...]:
 
 def environment(environ: Mapping[str, str], args: BuildArgs, there: Folder) -> dict[str, str]:
     """The caller's environment, with this build's configuration in place of the user's."""
-    kept = {name: value for name, value in environ.items() if name not in _FOREIGN}
+    kept = {name: value for name, value in environ.items() if name not in _FOREIGN | _READING}
     ours = {
         "BUILDX_BUILDER": BUILDER,
         "BUILDX_CONFIG": str(there.buildx_config),

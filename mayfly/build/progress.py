@@ -32,6 +32,8 @@ HISTORY_S = 20.0  # how long fetching the log of a finished build may take
 _PUSHED = re.compile(r"pushing (?:layers|manifest for .*?)(?: (?P<s>\d+\.\d)s)? done$")
 _LINE = re.compile(r"#(?P<index>\d+) (?P<text>.*)")
 _DONE = re.compile(r"DONE (?P<s>\d+\.\d)s$")
+# Bake puts the target in front of BuildKit's own steps; those of a Dockerfile have a number there.
+_EXPORT = re.compile(r"(?:\[[\w-]+\] )?exporting (?P<what>to image|cache)")
 
 
 @dataclass(slots=True)
@@ -62,14 +64,15 @@ class Timeline:
         name = self._names.setdefault(index, text)
         if text == "CACHED":
             self.cached += 1
-        if name.startswith("exporting to image"):
+        export = _EXPORT.match(name)
+        if export and export["what"] == "to image":
             if text.startswith("pushing "):
                 self._pushing.add(index)
             if pushed := _PUSHED.fullmatch(text):
                 self.push_s += float(pushed["s"] or 0)
             if text.startswith("ERROR: ") and index in self._pushing:
                 self.push_failed = True
-        elif name.startswith("exporting cache") and (done := _DONE.fullmatch(text)):
+        elif export and (done := _DONE.fullmatch(text)):
             self.cache_s += float(done["s"])
 
 

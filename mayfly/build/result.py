@@ -76,7 +76,7 @@ def attempt(view: LeaseJson, ran: Ran, metadata: Path, *, alive: bool, connect_s
     return Attempt(
         size=view["size"]["name"],
         outcome=outcome,
-        digest=str(read_metadata(metadata).get(DIGEST, "")) if ran.status == 0 else "",
+        digest=digest_in(read_metadata(metadata)) if ran.status == 0 else "",
         timings_s={name: round(seconds, 3) for name, seconds in times.items()},
         error=error,
     )
@@ -100,6 +100,16 @@ def judge(ran: Ran, *, alive: bool) -> tuple[Outcome, MayflyError | None]:
             hint="BuildKit says why above; mend that and build again",
         )
     return Outcome.FAILED, None
+
+
+def digest_in(metadata: Mapping[str, Any]) -> str:
+    """The digest of the image that was made; empty when there is none, or more than one.
+
+    buildx's metadata has it at the top for `build`, and under each target's name for `bake`.
+    """
+    entries = [metadata, *(entry for entry in metadata.values() if isinstance(entry, dict))]
+    found = {str(entry[DIGEST]) for entry in entries if DIGEST in entry}
+    return found.pop() if len(found) == 1 else ""
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -29,4 +29,10 @@ app.add_typer(base.app, name="base")
 @app.command("build", add_help_option=False)
 def _build() -> int:
     """Build an image in a fresh VM: mayfly build ."""
-    return build.run(["--help"])  # main.py answers `build` itself; this is for the list of commands
+    return build.run("build", ["--help"])  # main.py answers it; this is for the list of commands
+
+
+@app.command("bake", add_help_option=False)
+def _bake() -> int:
+    """Build the targets of a definition in a fresh VM: mayfly bake --push"""
+    return build.run("bake", ["--help"])

@@ -1,7 +1,7 @@
 """`mayfly`: one place where every error becomes one line and an exit status.
 
-`--version` and `build` are answered without the command framework: the first must be quick, the
-second passes its arguments on untouched. All else is in `app.py`.
+`--version`, `build` and `bake` are answered without the command framework: the first must be
+quick, the others pass their arguments on untouched. All else is in `app.py`.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def _dispatch(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"mayfly {__version__}")
         return 0
-    if words[:1] == ["build"]:
+    if words[:1] in (["build"], ["bake"]):
         from mayfly.cli import build
 
-        return build.run(words[1:])
+        return build.run(words[0], words[1:])
     return _framework(words)
 
 

@@ -55,8 +55,8 @@ def _commands() -> Iterator[tuple[str, str]]:
     """Every command with its help, groups' commands too, in the order of `mayfly --help`."""
     top: Any = typer.main.get_command(app)
     for name, command in top.commands.items():
-        if name == "build":
-            yield "mayfly build", build.HELP
+        if name in build.HELP:
+            yield f"mayfly {name}", build.HELP[name]
         elif hasattr(command, "commands"):
             for child, leaf in command.commands.items():
                 yield f"mayfly {name} {child}", _help(leaf, f"mayfly {name} {child}")

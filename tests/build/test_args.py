@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly import tools
-from mayfly.build import args
+from mayfly.build import args, flags
 from mayfly.errors import MachineUnfit, UsageError
 
 HOST = "registry.mayfly.internal:5000"
@@ -19,9 +19,11 @@ LETTERS = "abcxyz019"
 NAME = st.text(LETTERS, min_size=1, max_size=8)
 WORD = st.builds(str.__add__, NAME, st.text(LETTERS + "=,./-", max_size=8))
 TAG = st.builds("/".join, st.lists(NAME, min_size=1, max_size=3))
-PLAIN = sorted(args.VALUED - {"builder", "network", "output", "progress", "tag", "call", "print"})
-SWITCH = sorted(args.SWITCHES - {"load", "push", "help", "check"})
-SHORT_VALUED = sorted(s for s, name in args.SHORT.items() if name in PLAIN)
+PLAIN = sorted(
+    flags.BUILD.valued - {"builder", "network", "output", "progress", "tag", "call", "print"}
+)
+SWITCH = sorted(flags.BUILD.switches - {"load", "push", "help", "check"})
+SHORT_VALUED = sorted(s for s, name in flags.BUILD.short.items() if name in PLAIN)
 
 
 @st.composite
@@ -46,7 +48,7 @@ def _tag(draw: st.DrawFn) -> list[str]:
 
 @st.composite
 def _own(draw: st.DrawFn) -> list[str]:
-    name = draw(st.sampled_from(sorted(args.OWN)))
+    name = draw(st.sampled_from(sorted(flags.OWN)))
     value = draw(NAME)
     return draw(st.sampled_from([[f"--mayfly-{name}", value], [f"--mayfly-{name}={value}"]]))
 
@@ -71,10 +73,10 @@ def test_users_arguments_reach_buildx_in_order_and_ours_never_do(
     assert parsed.context == "."
 
 
-@given(st.lists(st.text(max_size=12), max_size=8))
-def test_any_words_split_and_join_again_or_are_refused(argv: list[str]) -> None:
+@given(st.lists(st.text(max_size=12), max_size=8), st.sampled_from([flags.BUILD, flags.BAKE]))
+def test_any_words_split_and_join_again_or_are_refused(argv: list[str], verb: flags.Flags) -> None:
     try:
-        parts = args.split(argv)
+        parts = flags.split(argv, verb)
     except UsageError:
         return
     assert [word for part in parts for word in part.tokens] == argv
@@ -191,17 +193,18 @@ def test_the_registries_that_a_build_names_are_found() -> None:
     assert hosts == {"ghcr.io", "docker.io", "quay.io", "localhost:5001", "x.io", "y.io", "z.io"}
 
 
-def test_the_table_of_flags_is_that_of_the_buildx_we_ship() -> None:
+@pytest.mark.parametrize("verb", [flags.BUILD, flags.BAKE], ids=lambda verb: verb.verb)
+def test_the_table_of_flags_is_that_of_the_buildx_we_ship(verb: flags.Flags) -> None:
     try:
         program = tools.tools_dir() / "buildx"
     except MachineUnfit:
         pytest.skip("the tools are not built")
     text = subprocess.run(
-        [program, "build", "--help"], capture_output=True, text=True, check=True
+        [program, verb.verb, "--help"], capture_output=True, text=True, check=True
     ).stdout
     found = re.findall(r"^  (?:-(\w), |    )--([\w-]+) ?(\w*)", text, re.MULTILINE)
-    assert len(found) > 30
+    assert len(found) > 15
     for short, name, kind in found:
         if short:
-            assert args.SHORT[short] == name
-        assert name in (args.VALUED if kind else args.SWITCHES), f"--{name} {kind}"
+            assert verb.short[short] == name
+        assert name in (verb.valued if kind else verb.switches), f"--{name} {kind}"

@@ -21,7 +21,8 @@ CACHE = f"{HOST}/cache/trusted/o/r/default"
 def _argv(*words: str, warm: bool = True) -> list[str]:
     parsed = args.parse(words, HOST, docker=True)
     there = buildx.Folder(Path("/tmp/x"))
-    return list(buildx.build_argv(Path("/bin/buildx"), parsed, there, CACHE, warm=warm))
+    caches = {"": cache.Cache(CACHE, warm)}
+    return list(buildx.build_argv(Path("/bin/buildx"), parsed, there, caches))
 
 
 def test_ours_come_first_and_the_users_follow_untouched() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.build import progress
-from mayfly.build.result import judge
+from mayfly.build.result import digest_in, judge
 from mayfly.errors import Unreachable
 from mayfly.model import Outcome
 
@@ -93,6 +93,13 @@ def test_it_does_not_matter_how_the_log_is_cut_into_pieces(cuts: list[int]) -> N
         (1, PUSH_FAILED, False, Outcome.INFRASTRUCTURE),
         (1, RUN_FAILED, False, Outcome.INFRASTRUCTURE),
         (-9, b"", True, Outcome.INFRASTRUCTURE),
+        (
+            1,
+            PUSH_FAILED.replace(b"exporting to", b"[web] exporting to"),
+            True,
+            Outcome.NOT_PUBLISHED,
+        ),
+        (1, PUSH_FAILED.replace(b"exporting to", b"[web 1/2] exporting to"), True, Outcome.FAILED),
     ],
 )
 def test_an_outcome_is_judged_by_structure(
@@ -102,6 +109,19 @@ def test_an_outcome_is_judged_by_structure(
     assert found is outcome
     said_by_buildkit = outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
     assert (error is None) is said_by_buildkit, "BuildKit's own message stays the last"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "digest"),
+    [
+        ({"containerimage.digest": "sha256:a", "buildx.build.ref": "x"}, "sha256:a"),
+        ({"web": {"containerimage.digest": "sha256:a"}, "lib": {}}, "sha256:a"),
+        ({"a": {"containerimage.digest": "1"}, "b": {"containerimage.digest": "2"}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_digest_is_told_when_there_is_one_image(metadata: dict[str, object], digest: str) -> None:
+    assert digest_in(metadata) == digest
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_commands_of_this_version_are_there() -> None:
     words = {" ".join(command) for command in COMMANDS}
     assert words >= {
-        *("up", "down", "status", "doctor", "build", "logs", "base push"),
+        *("up", "down", "status", "doctor", "build", "bake", "logs", "base push"),
         *("lease ls", "lease show", "lease rm", "golden build", "golden ls"),
     }
 
@@ -81,13 +81,37 @@ def test_what_lists_has_json(command: tuple[str, ...], capsys: pytest.CaptureFix
     assert "--json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["build", "-t", "x", "-h"], ["bake", "--print", "--help"]])
 def test_build_help_names_our_flags_and_where_the_others_are(
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.run(["build", "-t", "x", "-h"]) == 0
+    assert main.run(words) == 0
     text = capsys.readouterr().out
-    for word in ("--mayfly-size", "--mayfly-repo", "--mayfly-cache-key", "docker buildx build"):
-        assert word in text
+    for flag in ("--mayfly-size", "--mayfly-repo", "--mayfly-cache-key"):
+        assert flag in text
+    assert f"docker buildx {words[0]} --help" in text
+
+
+def test_a_definition_is_looked_at_without_a_farm(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "docker-bake.hcl").write_text('target "web" { tags = ["images/o/r"] }\n')
+    assert main.run(["bake", "--print", "web"]) == 0
+    tags = json.loads(capsys.readouterr().out)["target"]["web"]["tags"]
+    assert tags == ["registry.mayfly.internal:5000/images/o/r"]
+    assert main.run(["bake", "--list", "targets"]) == 0
+    assert "web" in capsys.readouterr().out
+
+
+def test_a_definition_that_keeps_nothing_warns_in_one_line(
+    here: Path, farm: dict[str, tuple[int, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "docker-bake.hcl").write_text('target "default" { context = "web" }\n')
+    farm["/v1/leases"] = (403, _error("denied", "no", ""))
+    assert main.run(["bake"]) == 10
+    warning, refusal = capsys.readouterr().err.splitlines()
+    assert "default: stays in the build cache - add --push" in warning
+    assert refusal == "mayfly: no"
 
 
 def _said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -314,7 +338,7 @@ def test_an_unexpected_fault_is_one_line_and_a_file(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(here))
 
-    def broken(_: object) -> int:
+    def broken(*_: object) -> int:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("mayfly.cli.build.run", broken)

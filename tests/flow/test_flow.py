@@ -9,12 +9,13 @@ import signal
 import stat
 import textwrap
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, holding, ssh
+from mayfly.build import args, bake, holding, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import Cancelled, Denied, InfrastructureError, QueueTimeout, Terminated
@@ -44,6 +45,8 @@ BUILDX = """
     buildkit.connect(path)
     buildkit.sendall(b"hello")
     assert buildkit.recv(5) == b"hello"
+    if words[0] == "bake":
+        os.link(words[words.index("--file") + 1], os.environ["NOTES"] + ".plan")
     behave = os.environ["BEHAVE"]
     print("#1 [1/1] RUN x", file=sys.stderr, flush=True)
     if behave == "fail":
@@ -128,6 +131,28 @@ async def test_a_build_that_succeeds(tmp_path: Path, runner: FakeRunner) -> None
     assert merged["mayfly"]["size"] == "t1"
     assert merged["mayfly"]["attempts"] == [{"size": "t1", "outcome": "succeeded"}]
     assert {"queue", "ready", "build", "push"} <= merged["mayfly"]["timings_s"].keys()
+
+
+async def test_a_definition_is_built_from_its_plan_with_a_cache_for_each_target(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    entries = {
+        "web": {"tags": ["images/o/r/web"], "output": [{"type": "image", "push": "true"}]},
+        "tool": {},
+    }
+    asked = request(tmp_path, "")
+    words = ["--push", "--mayfly-size", "t2"]
+    asked = replace(asked, args=bake.parse(words, HOST, lambda _: {"target": entries}))
+    farm = FakeFarm(runner)
+    result = await build(asked, farm)
+    assert result.outcome is Outcome.SUCCEEDED
+    assert farm.request is not None
+    assert (farm.request.target, farm.request.size) == ("web,tool", "t2")
+    assert farm.reports[0]["images"] == (f"{HOST}/images/o/r/web",)
+    plan = json.loads((tmp_path / "notes.plan").read_text())["target"]
+    assert plan["web"]["tags"] == [f"{HOST}/images/o/r/web"]
+    caches = {name: entry["cache-to"][0]["ref"] for name, entry in plan.items()}
+    assert caches == {name: f"{HOST}/cache/trusted/o/r/{name}" for name in ("web", "tool")}
 
 
 async def test_what_is_asked_for_and_what_the_runner_may_ask_back(

@@ -1,0 +1,7 @@
+"""What server and client agree on."""
+
+PORT = 8000
+
+
+def greeting(who: str) -> str:
+    return f"Hello {who}.\n"
