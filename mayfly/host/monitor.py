@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from mayfly.errors import InfrastructureError
 
@@ -39,11 +39,15 @@ async def monitor(path: Path, *, timeout_s: float = 10) -> AsyncIterator[Monitor
 
 
 async def _connect(client: QMPClient, path: Path) -> None:
+    """Connect as soon as QEMU listens: first the socket is not there, then nobody listens on it."""
     while True:
         if path.exists():
-            with contextlib.suppress(ConnectionRefusedError):
+            try:
                 await client.connect(str(path))
                 return
+            except ConnectError as error:
+                if not isinstance(error.exc, ConnectionRefusedError):
+                    raise
         await asyncio.sleep(0.002)
 
 
