@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ disk_gb = 16
 
 @dataclass
 class Farm:
-    """The farm as a person at a terminal has it."""
+    """The farm as a person at a terminal has it. `prefix` stands before each of its commands."""
 
     config: Config
     env: dict[str, str]
+    prefix: Sequence[str] = ()
 
     def mayfly(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `mayfly WORDS` to its end."""
@@ -86,7 +88,7 @@ class Farm:
         )
 
     def command(self, *words: str | Path) -> list[str]:
-        return [sys.executable, "-m", "mayfly.cli.main", *map(str, words)]
+        return [*self.prefix, sys.executable, "-m", "mayfly.cli.main", *map(str, words)]
 
     def json(self, *words: str) -> Any:
         """What `mayfly WORDS --json` prints."""
@@ -120,6 +122,12 @@ class Farm:
             time.sleep(0.2)
         return value
 
+    def clear(self) -> None:
+        """End every lease, and wait until the last VM has gone."""
+        for lease in self.json("lease", "ls"):
+            self.mayfly("lease", "rm", lease["id"], check=False)
+        self.until(lambda: not self.vms() and not self.json("lease", "ls"))
+
     def inside(self, runner: str, key: asyncssh.SSHKey, host_key: str, command: str) -> str:
         """What `command` prints in a runner, over SSH, past the edge."""
 
@@ -138,6 +146,23 @@ class Farm:
 
 @pytest.fixture(scope="session")
 def farm() -> Iterator[Farm]:
+    """The farm of the session."""
+    with running_farm() as farm:
+        yield farm
+
+
+@contextmanager
+def running_farm(
+    settings: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    golden_image: Callable[[Path], object] = lambda state: None,
+) -> Iterator[Farm]:
+    """A farm on a state of its own, for as long as the block takes; nothing of it is left.
+
+    `settings` are MAYFLY_* variables that add to its configuration, `prefix` stands before each of
+    its commands (nsenter(1), say), and `golden_image` may put another golden image into the state
+    that it is called with.
+    """
     if os.geteuid() != 0:
         pytest.fail("a farm needs root")
     folder = Path(tempfile.mkdtemp(prefix="mayfly-farm-", dir="/var/tmp"))
@@ -145,14 +170,15 @@ def farm() -> Iterator[Farm]:
     file = folder / "mayfly.toml"
     file.write_text(CONFIG.format(state=folder / "state", port=free_port()))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAYFLY_", "CI_"))}
-    env |= {"MAYFLY_CONFIG": str(file)}
+    env |= {"MAYFLY_CONFIG": str(file), **(settings or {})}
     if cache := os.environ.get("MAYFLY_CACHE"):
         env["MAYFLY_CACHE"] = cache
     config = configuration.load(env)
-    _share_golden_images(config)
-    before = footprint(config)
-    farm = Farm(config, env)
+    before = footprint(config, prefix)
+    farm = Farm(config, env, prefix)
     try:
+        _share_golden_images(config)
+        golden_image(config.state)
         print(farm.mayfly("up", "--detach").stderr)
         yield farm
     finally:
@@ -160,7 +186,7 @@ def farm() -> Iterator[Farm]:
         shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     assert not config.state.exists()
-    assert footprint(config) == before
+    assert footprint(config, prefix) == before
 
 
 def _share_golden_images(config: Config) -> None:
@@ -180,11 +206,11 @@ def link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def footprint(config: Config) -> dict[str, Any]:
+def footprint(config: Config, prefix: Sequence[str] = ()) -> dict[str, Any]:
     """All that a farm could leave on a machine besides its state."""
 
     def output(*argv: str) -> str:
-        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+        return subprocess.run([*prefix, *argv], check=True, capture_output=True, text=True).stdout
 
     processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -203,7 +229,7 @@ def footprint(config: Config) -> dict[str, Any]:
         "routes": output("ip", "route"),
         "hosts": str(config.state) in Path("/etc/hosts").read_text(),
         "mounts": str(config.state) in Path("/proc/self/mounts").read_text(),
-        "ip_forward": network.FORWARD.read_text(),
+        "ip_forward": output("cat", str(network.FORWARD)),
     }
 
 
@@ -240,12 +266,11 @@ def context(busybox: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left(farm: Farm) -> Iterator[None]:
-    """Every test leaves the farm without leases and VMs."""
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test leaves the session's farm, when it used it, without leases and VMs."""
     yield
-    for lease in farm.json("lease", "ls"):
-        farm.mayfly("lease", "rm", lease["id"], check=False)
-    farm.until(lambda: not farm.vms() and not farm.json("lease", "ls"))
+    if "farm" in request.fixturenames:
+        request.getfixturevalue("farm").clear()
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
