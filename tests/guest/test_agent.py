@@ -124,7 +124,8 @@ json_values = st.recursive(
 @given(st.sampled_from(["identity", "freeze", "wait_buildkit", "x"]), json_values, json_values)
 def test_no_value_makes_the_agent_raise_or_act(op: str, value: object, other: object) -> None:
     acts = Acts()
-    message = {**identity(), "op": op, "timeout_s": value, "online_cpus": "2"}
+    waits = isinstance(value, int | float) and 0 < value <= 3600  # it would: for so many seconds
+    message = {**identity(), "op": op, "timeout_s": 0 if waits else value, "online_cpus": "2"}
     message["hostname"] = other if other != "lease-1" else 1
     message["machine_id"] = value
     answer = Agent(acts.kernel()).handle(json.dumps(message).encode())
