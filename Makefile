@@ -31,8 +31,8 @@ check-real: setup ## run the tests that need zot, woodpecker-cli, nsc and surrea
 	@scripts/require zot woodpecker-cli nsc surreal
 	@$(venv)/pytest -m real
 
-bench: setup ## measure, and write docs/benchmarks.md
-	@$(venv)/python -m bench
+bench: setup ## measure (all, or ROWS="lease sizes"), and write docs/benchmarks.md
+	@$(venv)/python -m bench $(ROWS)
 
 lock: setup ## write the Python lock files again, with the newest versions
 	@scripts/lock

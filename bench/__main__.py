@@ -1,150 +1,106 @@
-"""Run every measurement on this machine's farm and write `docs/benchmarks.md`."""
+"""Measure rows on this machine and write them into `docs/benchmarks.md`.
+
+    python -m bench [--trial] [--farm FOLDER] [ROW…]
+
+Without a ROW all of them. `--trial` repeats everything as little as possible and writes nothing.
+`--farm` keeps the bench's farm in FOLDER for the next time, which saves the making of a template
+and of a base image.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import platform
-import statistics
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import measure
-from mayfly import base, config, demo
+from bench.farm import Bench, farm
+from bench.page import Found, page, verdict
+from bench.rows import ROWS
 from mayfly.cli.main import guarded
-from mayfly.cli.output import show
+from mayfly.cli.output import complain, show
 from mayfly.config import Config
+from mayfly.errors import InfrastructureError, MayflyError, UsageError
 from mayfly.host import machine
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-CLONES = 20
-BOOTS = 3
-PAIRS = 3
+TRIAL = 1
+"""Repetitions of everything in a trial."""
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what was compared, what must be reached, what came out."""
-
-    what: str
-    must: str
-    measured: str
-    holds: bool
+ROW_LIMIT_S = 900.0
+"""A row that takes longer hangs; the others are measured all the same."""
 
 
 def run() -> int:
-    """0 when every row holds, else 1; the table is written either way."""
-    settings = config.load()
-    with demo.running(settings):
-        base.publish(settings, "python", show)
-        found, rows, notes = asyncio.run(measured(settings))
-    OUT.write_text(page(found, rows, notes))
-    print(OUT.read_text())
-    return 0 if all(row.holds for row in rows) else 1
+    """0 when every row was measured and reaches what it must, else 1 (or the error's status)."""
+    given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with farm(given.farm, lambda n: TRIAL if given.trial else n) as bench:
+        about = asyncio.run(describe(bench.config))
+        missed = [name for name in given.rows if not _row(name, bench, about, given.trial)]
+    if missed:
+        show(f"not as it must be: {', '.join(missed)}")
+    return 1 if missed else 0
 
 
-async def measured(settings: Config) -> tuple[machine.Machine, list[Row], list[str]]:
-    """All rows, and what is worth knowing beside them."""
-    rows, notes = [], []
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure on this machine.")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--trial", action="store_true", help="repeat little, write nothing")
+    parser.add_argument("--farm", type=Path, metavar="FOLDER", help="keep the farm here")
+    given = parser.parse_args()
+    if unknown := set(given.rows) - set(ROWS):
+        raise UsageError(f"there is no row {min(unknown)}", hint=f"choose of {', '.join(ROWS)}")
+    given.rows = [name for name in ROWS if not given.rows or name in given.rows]
+    given.farm = given.farm.resolve() if given.farm else None
+    return given
 
-    show(f"{CLONES} leases, one after the other")
-    await measure.lease_to_workers(settings)  # the first one fills the page cache
-    taken = [await measure.lease_to_workers(settings) for _ in range(CLONES)]
-    spawn = [seconds for seconds, _ in taken]
-    show(f"{BOOTS} cold boots")
-    boots = [await measure.cold_boot(settings) for _ in range(BOOTS)]
-    p50, boot = statistics.median(spawn), statistics.median(boots)
-    rows.append(
-        Row(
-            f"lease asked -> BuildKit's worker list answered over its SSH, p50 of {CLONES}",
-            "<= 2 s under TCG",
-            f"{p50:.2f} s (p95 {statistics.quantiles(spawn, n=20)[-1]:.2f} s)",
-            p50 <= 2,
-        )
+
+def _row(name: str, bench: Bench, about: str, trial: bool) -> bool:
+    """Measure one row, say it, and write it; whether it holds. A failing one leaves the page."""
+    started_at = time.monotonic()
+    try:
+        found = asyncio.run(_measured(name, bench))
+    except MayflyError as error:
+        show(f"{name} was not measured:")
+        complain(error)
+        return False
+    took = time.monotonic() - started_at
+    print(f"== {name}, {took:.0f} s")
+    for line in found.lines:
+        print(f"{verdict(line.holds).strip('*')}: {line.what}")
+        print(f"    {line.measured}  (must reach: {line.must})")
+    for note in found.notes:
+        print(f"    {note}")
+    sys.stdout.flush()
+    if not trial:
+        before = OUT.read_text() if OUT.exists() else ""
+        day = datetime.now(UTC).date().isoformat()
+        OUT.write_text(page(before, about, {name: found}, list(ROWS), day))
+    return found.holds
+
+
+async def _measured(name: str, bench: Bench) -> Found:
+    try:
+        async with asyncio.timeout(ROW_LIMIT_S):
+            return await ROWS[name](bench)
+    except TimeoutError:
+        raise InfrastructureError(f"it took longer than {ROW_LIMIT_S:.0f} s") from None
+
+
+async def describe(config: Config) -> str:
+    """This machine, in one line; rows that were measured under another line do not stay."""
+    found = await machine.inspect(config)
+    reason = found.reason.partition(": ")[0].rstrip(".")
+    return (
+        f"{found.cores} cores ({found.cpu}), {found.memory_bytes / 2**30:.0f} GiB, "
+        f"Linux {platform.release()}; QEMU {found.qemu}, {found.accelerator.upper()} ({reason}); "
+        f"Python {platform.python_version()}."
     )
-    rows.append(
-        Row(
-            "the same, against a cold boot of the same VM to the same answer",
-            ">= 10x faster",
-            f"{boot / p50:.1f}x (cold boot {boot:.1f} s, median of {BOOTS})",
-            boot / p50 >= 10,
-        )
-    )
-    phases = {name: statistics.median(p[name] for _, p in taken) for name in taken[0][1]}
-    told = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in phases.items())
-    notes.append(f"Phases of a lease, medians: {told}.")
-
-    show(f"{PAIRS} pairs: mayfly build, and its buildx on a runner that is there")
-    key = f"bench-{int(time.time())}"
-    whole, alone, warm_runner = [], [], []
-    for number in range(PAIRS):
-        whole.append(await measure.mayfly_build(settings, f"{key}-{number}", "--no-cache"))
-        first, again = await measure.buildx_runs(
-            settings, f"{key}-{number}-x", [("--no-cache", False), ("", True)]
-        )
-        alone.append(first)
-        warm_runner.append(again)
-    a, b = statistics.median(whole), statistics.median(alone)
-    rows.append(
-        Row(
-            "`mayfly build` against the same buildx run on an already running VM",
-            "<= 1.1x + 3 s",
-            f"{a:.1f} s against {b:.1f} s: {a / b:.2f}x, or 1.1x {a - 1.1 * b:+.1f} s",
-            a <= 1.1 * b + 3,
-        )
-    )
-    show(f"{PAIRS} builds with a warm cache, nothing changed")
-    cold_runner, warm = [], []
-    for _ in range(PAIRS):
-        cold_runner += await measure.buildx_runs(settings, f"{key}-0", [("", True)])
-        warm.append(await measure.mayfly_build(settings, f"{key}-0"))
-    a, b = statistics.median(cold_runner), statistics.median(warm_runner)
-    rows.append(
-        Row(
-            "cold runner with warm cache, nothing changed, against a warm runner (buildx on both)",
-            "<= 1.6x",
-            f"{a:.1f} s against {b:.1f} s: {a / b:.2f}x",
-            a / b <= 1.6,
-        )
-    )
-    whole_s = statistics.median(warm)
-    notes.append(
-        f"All of `mayfly build` with a warm cache and nothing changed, from the process's start "
-        f"to its end, lease and a fresh VM included: {whole_s:.1f} s, {whole_s / b:.2f}x of buildx "
-        f"alone on a warm runner."
-    )
-    return await machine.inspect(settings), rows, notes
-
-
-def page(found: machine.Machine, rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """The page, as Markdown."""
-    memory = found.memory_bytes / 2**30
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`; a row's figures were taken in one run, on this machine:",
-        "",
-        f"- {datetime.now(UTC).date().isoformat()}, {found.cores} cores ({found.cpu}), "
-        f"{memory:.0f} GiB, Linux {platform.release()}",
-        f"- QEMU {found.qemu}, {found.accelerator.upper()} ({found.reason.rstrip('.')})",
-        f"- Python {platform.python_version()}; example: `examples/python-web`",
-        "",
-        "| what | must reach | measured | |",
-        "| --- | --- | --- | --- |",
-        *(f"| {row.what} | {row.must} | {row.measured} | {verdict(row)} |" for row in rows),
-        "",
-        *notes,
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def verdict(row: Row) -> str:
-    """What the last column says."""
-    return "holds" if row.holds else "**does not hold**"
 
 
 if __name__ == "__main__":
