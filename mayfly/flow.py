@@ -25,10 +25,21 @@ from functools import partial
 from pathlib import Path
 
 from mayfly import tools
-from mayfly.build import bake, buildx, cache, check, progress, repo, ssh
+from mayfly.build import (
+    bake,
+    buildx,
+    cache,
+    check,
+    credentials,
+    dockerfile,
+    progress,
+    repo,
+    ssh,
+)
 from mayfly.build import result as results
-from mayfly.build.args import BuildArgs, host_of, parse, repository_of
+from mayfly.build.args import BuildArgs, parse
 from mayfly.build.holding import Api, Show, held, patiently, ready
+from mayfly.build.reference import host_of, repository_of
 from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config
@@ -40,7 +51,10 @@ from mayfly.wire import LeaseJson, VerdictJson
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A build that nothing is known to be wrong with yet."""
+    """A build that nothing is known to be wrong with yet.
+
+    `bases` are the images that its Dockerfiles name, as far as they can be read off.
+    """
 
     args: BuildArgs
     repo: str
@@ -49,6 +63,7 @@ class Request:
     registry_host: str
     buildx: Path
     environ: Mapping[str, str]
+    bases: tuple[str, ...] = ()
 
 
 def prepare(
@@ -81,6 +96,7 @@ def prepare(
         registry_host=config.registry_host,
         buildx=buildx_of(config),
         environ=environ,
+        bases=dockerfile.named(args.targets, cwd),
     )
 
 
@@ -138,7 +154,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
             while True:
                 view = await ready(holder, lease, show)
                 await builder
-                attempt = await _attempt(request, view, holder.tls, key, folder, log)
+                attempt = await _attempt(request, view, holder.tls, key, folder, log, show)
                 attempts.append(attempt)
                 with suppress(MayflyError):
                     await patiently(log.flush)
@@ -172,33 +188,52 @@ async def _attempt(
     key: ssh.Key,
     folder: buildx.Folder,
     log: progress.Log,
+    show: Show,
 ) -> Attempt:
     """One runner, one buildx. What breaks on the way to the runner is the attempt's outcome."""
     args = request.args
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
-    users = buildx.users_logins(request.environ)
-    folder.write_logins(buildx.logins({request.registry_host: relay.token}, args.references, users))
     where = cache.references(request.registry_host, request.repo, args)
     started_at = time.monotonic()
     asking = asyncio.create_task(cache.found(relay.url, where, relay.token, tls))
     try:
+        given = await _credentials(request, relay.token, folder)
+        for line in given.warnings:
+            show(line)
         async with ssh.connect(relay, key) as tunnel:
             await tunnel.forward(folder.socket)
             caches = await asking
             folder.write_plan(buildx.plan(args, caches))
             connect_s = time.monotonic() - started_at
-            ran = await progress.run(
+            run = partial(
+                progress.run,
                 buildx.build_argv(request.buildx, args, folder, caches),
                 buildx.history_argv(request.buildx),
                 buildx.environment(request.environ, args, folder),
                 log,
                 asked=args.progress,
             )
+            ran = await run()
             alive = ran.status == 0 or await tunnel.alive()
+            ended = given.ends_at < time.monotonic() and not args.stdin
+            if ended and results.unpublished(ran, alive=alive):
+                show("a registry's token ended before the push: again, with a fresh one")
+                await _credentials(request, relay.token, folder)
+                ran = await run()
+                alive = ran.status == 0 or await tunnel.alive()
     except (InfrastructureError, Denied) as error:
         return Attempt(view["size"]["name"], Outcome(error.code), error=error)
     return results.attempt(view, ran, metadata, alive=alive, connect_s=connect_s)
+
+
+async def _credentials(request: Request, token: str, folder: buildx.Folder) -> credentials.Given:
+    """Put all that this build's runner may ask for where buildx answers from."""
+    wants = credentials.wanted(request.bases, request.args.references)
+    users = credentials.Logins(request.environ)
+    given = await credentials.gather({request.registry_host: token}, wants, users)
+    folder.write_logins(given.config)
+    return given
 
 
 async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:

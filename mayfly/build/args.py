@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mayfly.build.flags import BUILD, Arg, split
@@ -34,12 +34,15 @@ class Target:
     `context` may be a directory, a URL, or `-`; so may `dockerfile` (a path is relative to the
     working directory), which is empty for the usual one beside the context, and None where the
     definition holds the text itself. `contexts` are directories that go by other names in it.
-    `stage` is the Dockerfile's stage, `references` are all images that it names, tags included.
+    `inline` is that text. `stage` is the Dockerfile's stage, `references` are all images that are
+    named beside the Dockerfile, tags included.
     """
 
     name: str = ""
     context: str = "."
     dockerfile: str | None = ""
+    inline: str = ""
+    build_args: Mapping[str, str] = field(default_factory=dict)
     contexts: tuple[str, ...] = ()
     stage: str = ""
     tags: tuple[str, ...] = ()
@@ -160,6 +163,7 @@ def parse(argv: Sequence[str], registry_host: str, *, docker: bool = False) -> B
     target = Target(
         context=context,
         dockerfile=given.last("file"),
+        build_args=dict(arg.split("=", 1) for arg in given.values("build-arg") if "=" in arg),
         contexts=tuple(_local_contexts(given.values("build-context"))),
         stage=given.last("target"),
         tags=given.values("tag"),
@@ -327,17 +331,3 @@ def _local_contexts(texts: Iterable[str]) -> Iterable[str]:
         _, equals, path = text.partition("=")
         if equals and local_context(path):
             yield path
-
-
-def host_of(reference: str) -> str:
-    """The registry's host in an image reference, as Docker's configuration spells it."""
-    first, slash, _ = reference.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        return first
-    return "docker.io"
-
-
-def repository_of(reference: str) -> str:
-    """`images/o/r` of `host:5000/images/o/r:tag`."""
-    _, _, path = reference.partition("/")
-    return path.partition("@")[0].partition(":")[0]

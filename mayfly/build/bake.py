@@ -195,6 +195,8 @@ def _target(name: str, entry: Mapping[str, Any]) -> Target:
         name=name,
         context=context,
         dockerfile=_dockerfile(context, entry),
+        inline=entry.get("dockerfile-inline", ""),
+        build_args={key: str(value) for key, value in entry.get("args", {}).items()},
         contexts=tuple(path for path in contexts.values() if arguments.local_context(path)),
         stage=entry.get("target", ""),
         tags=tags,

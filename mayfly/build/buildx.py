@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mayfly.build import bake
-from mayfly.build.args import BuildArgs, host_of
+from mayfly.build.args import BuildArgs
 from mayfly.build.cache import Cache
 
 BUILDER = "mayfly"
-DOCKER_HUB = "https://index.docker.io/v1/"
 # Of the caller's environment, what would point buildx at another builder, daemon or login.
-_FOREIGN = frozenset({"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_CONTEXT"})
+_FOREIGN = frozenset(
+    {"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_AUTH_CONFIG", "DOCKER_CONTEXT"}
+)
 # What says how definitions are read: a plan has been read.
 _READING = frozenset({"BUILDX_BAKE_FILE", "BUILDX_BAKE_FILE_RELATIVE_PATHS"})
 _EXPORT = {"mode": "max", "compression": "zstd", "ignore-error": "true"}
@@ -153,33 +154,3 @@ def environment(environ: Mapping[str, str], args: BuildArgs, there: Folder) -> d
     if not args.metadata_file:
         ours["BUILDX_METADATA_PROVENANCE"] = "disabled"
     return kept | ours
-
-
-def logins(
-    tokens: Mapping[str, str], references: Iterable[str], user: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Docker's config.json for one build: bearer `tokens` by host, and the user's logins for the
-    hosts that `references` name. A runner can ask for what is in here and for nothing else.
-
-    A credential store of the user's becomes a helper for just those hosts.
-    """
-    auths: dict[str, Any] = {host: {"registrytoken": token} for host, token in tokens.items()}
-    helpers: dict[str, str] = {}
-    theirs, their_helpers = user.get("auths", {}), user.get("credHelpers", {})
-    for host in sorted({host_of(reference) for reference in references} - tokens.keys()):
-        key = DOCKER_HUB if host == "docker.io" else host
-        if helper := their_helpers.get(key) or user.get("credsStore"):
-            helpers[key] = helper
-        elif theirs.get(key):
-            auths[key] = theirs[key]
-    return {"auths": auths, "credHelpers": helpers} if helpers else {"auths": auths}
-
-
-def users_logins(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The user's own Docker config.json; empty when there is none or it cannot be read."""
-    home = environ.get("DOCKER_CONFIG") or str(Path(environ.get("HOME", "/")) / ".docker")
-    try:
-        found = json.loads((Path(home) / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

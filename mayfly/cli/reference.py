@@ -37,7 +37,7 @@ PLACES = """\
 | `MAYFLY_CONFIG` | configuration file; default `/etc/mayfly/mayfly.toml` (see configuration.md) |
 | `MAYFLY_STATE`, `MAYFLY_CACHE` | where Mayfly keeps what it has, and what can be made again |
 | `CI_REPO`, `CI_COMMIT_REF`, `CI_PIPELINE_EVENT` | labels of a build, where a CI system sets them |
-| `DOCKER_CONFIG` | where your registry logins are; a build gets those of hosts that it names |
+| `DOCKER_CONFIG`, `DOCKER_AUTH_CONFIG` | logins, exchanged for tokens where a build names a host |
 """
 
 

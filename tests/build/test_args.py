@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mayfly import tools
 from mayfly.build import args, flags
+from mayfly.build.reference import host_of
 from mayfly.errors import MachineUnfit, UsageError
 
 HOST = "registry.mayfly.internal:5000"
@@ -189,7 +190,7 @@ def test_the_registries_that_a_build_names_are_found() -> None:
         ],
         HOST,
     )
-    hosts = {args.host_of(reference) for reference in parsed.references}
+    hosts = {host_of(reference) for reference in parsed.references}
     assert hosts == {"ghcr.io", "docker.io", "quay.io", "localhost:5001", "x.io", "y.io", "z.io"}
 
 

@@ -12,7 +12,6 @@ from aiohttp.test_utils import TestServer
 from mayfly.build import args, buildx, cache
 
 HOST = "registry.mayfly.internal:5000"
-HUB = "https://index.docker.io/v1/"
 
 
 CACHE = f"{HOST}/cache/trusted/o/r/default"
@@ -92,6 +91,7 @@ def test_the_environment_points_at_this_build_only() -> None:
         "BUILDX_BUILDER": "theirs",
         "BUILDKIT_HOST": "tcp://theirs",
         "DOCKER_CONTEXT": "theirs",
+        "DOCKER_AUTH_CONFIG": "{}",
         "DOCKER_CONFIG": "/home/me/.docker",
         "SOURCE_DATE_EPOCH": "1",
     }
@@ -106,33 +106,9 @@ def test_the_environment_points_at_this_build_only() -> None:
     }
 
 
-def test_a_runner_can_ask_for_this_builds_hosts_and_nothing_else() -> None:
-    user = {
-        "auths": {"ghcr.io": {"auth": "Zw=="}, "quay.io": {"auth": "cQ=="}, HUB: {"auth": "aA=="}}
-    }
-    found = buildx.logins({HOST: "token"}, [f"{HOST}/images/a", "ghcr.io/a/b"], user)
-    assert found == {"auths": {HOST: {"registrytoken": "token"}, "ghcr.io": {"auth": "Zw=="}}}
-    assert HUB in buildx.logins({}, ["alpine"], user)["auths"]
-
-
-def test_a_credential_store_answers_for_named_hosts_only() -> None:
-    user = {"credsStore": "desktop", "credHelpers": {"gcr.io": "gcloud"}}
-    found = buildx.logins({HOST: "token"}, ["gcr.io/p/i", "ghcr.io/a/b"], user)
-    assert found["credHelpers"] == {"gcr.io": "gcloud", "ghcr.io": "desktop"}
-    assert "credsStore" not in found
-
-
 def test_the_folder_is_private_and_gone_afterwards() -> None:
     with buildx.folder() as there:
         there.write_logins({"auths": {}})
         assert stat.S_IMODE(there.root.stat().st_mode) == 0o700
         assert stat.S_IMODE((there.docker_config / "config.json").stat().st_mode) == 0o600
     assert not there.root.exists()
-
-
-def test_an_unreadable_docker_configuration_is_none(tmp_path: Path) -> None:
-    assert buildx.users_logins({"DOCKER_CONFIG": str(tmp_path)}) == {}
-    (tmp_path / "config.json").write_text("{broken")
-    assert buildx.users_logins({"DOCKER_CONFIG": str(tmp_path)}) == {}
-    (tmp_path / "config.json").write_text('{"credsStore": "x"}')
-    assert buildx.users_logins({"DOCKER_CONFIG": str(tmp_path)}) == {"credsStore": "x"}

@@ -8,14 +8,15 @@ import os
 import signal
 import stat
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, holding, ssh
+from mayfly.build import args, bake, credentials, holding, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import Cancelled, Denied, InfrastructureError, QueueTimeout, Terminated
@@ -58,6 +59,9 @@ BUILDX = """
     if behave == "hang":
         open(os.environ["NOTES"] + ".hanging", "w").close()
         time.sleep(60)
+    if behave == "expire" and logins["auths"][os.environ["THIRD"]]["registrytoken"].endswith("1"):
+        time.sleep(0.2)
+        behave = "unpushed"
     if behave == "unpushed":
         print("#2 exporting to image\\n#2 pushing layers\\n#2 ERROR: no", file=sys.stderr)
         sys.exit(1)
@@ -92,7 +96,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     assert list(scratch.iterdir()) == []
 
 
-def request(tmp_path: Path, behave: str, *words: str) -> flow.Request:
+def request(tmp_path: Path, behave: str, *words: str, **more: str) -> flow.Request:
     program = tmp_path / "buildx"
     program.write_text(textwrap.dedent(BUILDX).lstrip())
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -101,6 +105,7 @@ def request(tmp_path: Path, behave: str, *words: str) -> flow.Request:
         "BEHAVE": behave,
         "NOTES": str(tmp_path / "notes"),
         "HOME": "/nowhere",
+        **more,
     }
     parsed = args.parse([*words, "."], HOST)
     return flow.Request(parsed, "o/r", "main", "manual", HOST, program, environ)
@@ -178,6 +183,26 @@ async def test_a_failing_build_is_reported_and_nothing_is_said_after_buildkit(
     assert farm.reports[0]["outcome"] is Outcome.FAILED
     assert farm.log.endswith(b"ERROR: that is what BuildKit says\n")
     assert capfd.readouterr().err.endswith("ERROR: that is what BuildKit says\n")
+
+
+async def test_a_push_whose_token_ended_is_made_again_with_a_fresh_one(
+    tmp_path: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, lines, asked = "third.example", list[str](), list[object]()
+
+    async def gather(
+        ours: Mapping[str, str], wants: Mapping[str, object], logins: object
+    ) -> credentials.Given:
+        asked.append(wants)
+        auths = {host: {"registrytoken": f"t{len(asked)}"}}
+        return credentials.Given(auths, ends_at=time.monotonic() + 0.1)
+
+    monkeypatch.setattr(credentials, "gather", gather)
+    words = ("-t", f"{host}/o/r:1", "--push")
+    result = await build(request(tmp_path, "expire", *words, THIRD=host), FakeFarm(runner), lines)
+    assert result.outcome is Outcome.SUCCEEDED
+    assert asked == 2 * [credentials.wanted([], [f"{host}/o/r:1"])]
+    assert "a registry's token ended before the push: again, with a fresh one" in lines
 
 
 async def test_an_image_that_could_not_be_pushed(tmp_path: Path, runner: FakeRunner) -> None:
