@@ -90,7 +90,7 @@ async def generic(bench: Bench) -> Found:
         folder, key = Path(name), ssh.new_key()
         try:
             await asyncio.to_thread(make, bench.config, folder, ssh.public_line(key))
-            leases = [(await one(bench.config, bench.default))[2] for _ in range(LEASES)]
+            leases = [(await one(bench.config, bench.default)).answered_s for _ in range(LEASES)]
             show("its first boot")
             login_s, answer_s, steps = await first_boot(bench, folder, key)
         finally:

@@ -19,15 +19,30 @@ from mayfly.model import Size
 
 SETTLE_S = 10.0
 MOST_MB = 120
-_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)$")
+SMALLEST_DIMM = 512 * 2**20
+"""Bytes. Memory that is plugged in is mapped without a name, and nothing else of that size is."""
+
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S+) \S+ \S+ \d+ *(.*)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Bytes of one QEMU: its own, and what of its RAM file it has mapped but shares."""
+    """Bytes of one QEMU that are its own.
 
-    own: int
+    `written`: pages of the template's RAM that the clone has written; `plugged`: of memory that was
+    plugged in; `code`: what TCG has translated; `rest`: QEMU itself. `shared` is what is mapped of
+    the RAM file and not the clone's own.
+    """
+
+    written: int
+    plugged: int
+    code: int
+    rest: int
     shared: int
+
+    @property
+    def own(self) -> int:
+        return self.written + self.plugged + self.code + self.rest
 
 
 async def memory(bench: Bench) -> Found:
@@ -55,8 +70,9 @@ async def memory(bench: Bench) -> Found:
         notes=(
             f"{SETTLE_S:.0f} s after it was ready, from /proc/PID/smaps of QEMU: Pss of all its "
             "mappings, of those of the template's RAM file only `Anonymous` (pages it has written, "
-            "so its own); their other pages are the file's, in the page cache once for all clones "
-            f"({alone.shared / 1e6:.0f} MB of it mapped in the one alone). 1 MB is 10^6 bytes.",
+            "so its own); their other pages are the file's, in the page cache once for all clones. "
+            f"{bench.default.name} alone: {parts(alone)}; one of the {AT_ONCE} of "
+            f"{bench.smallest.name}: {parts(each[0])}. 1 MB is 10^6 bytes.",
         ),
     )
 
@@ -71,30 +87,43 @@ async def idle(config: Config, size: Size, count: int) -> list[Own]:
     return found
 
 
+def parts(own: Own) -> str:
+    """What the figure is made of."""
+    return (
+        f"{own.written / 1e6:.0f} MB of the template's RAM written, {own.plugged / 1e6:.0f} MB of "
+        f"plugged memory, {own.code / 1e6:.0f} MB of translated code, {own.rest / 1e6:.0f} MB of "
+        f"QEMU itself (and {own.shared / 1e6:.0f} MB of the RAM file mapped)"
+    )
+
+
 def own(smaps: str) -> Own:
-    """The two figures from the text of /proc/PID/smaps (proc_pid_smaps(5)). Pure."""
-    mine = shared = 0
-    for path, sizes in _mappings(smaps):
+    """The figures from the text of /proc/PID/smaps (proc_pid_smaps(5)). Pure."""
+    written = plugged = code = rest = shared = 0
+    for access, path, sizes in _mappings(smaps):
         pss, anonymous = sizes["Pss"], sizes["Anonymous"]
         if path.endswith("/ram") and "/templates/" in path:
-            mine += anonymous
+            written += anonymous
             shared += max(0, sizes["Rss"] - anonymous)
+        elif not path and "x" in access:
+            code += pss
+        elif not path and sizes["Size"] >= SMALLEST_DIMM:
+            plugged += pss
         else:
-            mine += pss
-    return Own(mine, shared)
+            rest += pss
+    return Own(written, plugged, code, rest, shared)
 
 
-def _mappings(smaps: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Each mapping's path and its sizes in bytes."""
-    path: str | None = None
+def _mappings(smaps: str) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Each mapping's access rights, its path, and its sizes in bytes."""
+    head: tuple[str, str] | None = None
     sizes: dict[str, int] = {}
     for line in smaps.splitlines():
         if header := _MAPPING.match(line):
-            if path is not None:
-                yield path, sizes
-            path, sizes = header[1], {}
+            if head is not None:
+                yield *head, sizes
+            head, sizes = (header[1], header[2]), {}
         elif line.endswith(" kB"):
             name, _, value = line.partition(":")
             sizes[name] = int(value.split()[0]) * 1024
-    if path is not None:
-        yield path, sizes
+    if head is not None:
+        yield *head, sizes

@@ -34,13 +34,29 @@ Size:             262144 kB
 Rss:               50000 kB
 Pss:               50000 kB
 Anonymous:         50000 kB
+7f0070000000-7f0078000000 rwxp 00000000 00:00 0 
+Size:             131072 kB
+Rss:                4000 kB
+Pss:                4000 kB
+Anonymous:          4000 kB
+7f0100000000-7f01c0000000 rw-p 00000000 00:00 0 
+Size:            3145728 kB
+Rss:               60000 kB
+Pss:               60000 kB
+Anonymous:         60000 kB
 """  # noqa: W291 - as the kernel writes it
 
 
 def test_a_clone_owns_what_it_has_written_and_all_that_is_not_the_templates() -> None:
     found = memory.own(SMAPS)
-    assert found.own == (1024 + 20000 + 50000) * 1024
-    assert found.shared == (200000 - 20000) * 1024
+    assert found == memory.Own(
+        written=20000 * 1024,
+        plugged=60000 * 1024,
+        code=4000 * 1024,
+        rest=(1024 + 50000) * 1024,
+        shared=(200000 - 20000) * 1024,
+    )
+    assert found.own == (20000 + 60000 + 4000 + 1024 + 50000) * 1024
 
 
 def test_the_farm_holds_eight_of_the_smallest_and_the_ladders_sizes_that_fit(
