@@ -9,6 +9,7 @@ second fence and does the address translation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import hashlib
 import ipaddress
@@ -214,6 +215,7 @@ async def make_namespace(config: Config, to: Link, around: Surroundings) -> None
     One that is there already is what an interrupted command left, and goes first.
     """
     await remove_namespace(to.namespace)
+    await _remove_device(to.device)
     await run("ip", "netns", "add", to.namespace)
     await run(
         *("ip", "-batch", "-"),
@@ -238,6 +240,13 @@ route add default via {to.host_address}
             stdin=guest_rules(around, config.network.allow),
         ),
     )
+
+
+async def _remove_device(device: str) -> None:
+    """Delete this machine's end of a link whose other end's namespace the kernel still takes apart."""
+    with contextlib.suppress(OSError, InfrastructureError):  # it may go by itself at any moment
+        socket.if_nametoindex(device)
+        await run("ip", "link", "delete", device)
 
 
 async def remove_namespace(namespace: str) -> None:

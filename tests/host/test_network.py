@@ -161,6 +161,15 @@ async def test_the_last_installation_restores_forwarding(machine: None, tmp_path
     assert network.FORWARD.read_text() == "0\n"
 
 
+async def test_a_link_that_is_not_gone_yet_is_in_nobodys_way(machine: None, tmp_path: Path) -> None:
+    """The kernel takes a deleted namespace apart later, and its end of the link with it."""
+    settings = config(tmp_path)
+    link = network.link(settings, 0)
+    subprocess.run(["ip", "link", "add", link.device, "type", "veth"], check=True)
+    await network.make_namespace(settings, link, await network.surroundings(settings))
+    await network.remove_namespace(link.namespace)
+
+
 async def test_closing_leaves_the_machine_as_it_was(machine: None, tmp_path: Path) -> None:
     settings = config(tmp_path)
     network.FORWARD.write_text("0\n")
