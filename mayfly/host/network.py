@@ -243,7 +243,7 @@ route add default via {to.host_address}
 
 
 async def _remove_device(device: str) -> None:
-    """Delete this machine's end of a link whose other end's namespace the kernel still takes apart."""
+    """Delete this end of a link whose other end's namespace the kernel still takes apart."""
     with contextlib.suppress(OSError, InfrastructureError):  # it may go by itself at any moment
         socket.if_nametoindex(device)
         await run("ip", "link", "delete", device)

@@ -19,6 +19,7 @@ import pytest
 
 from mayfly.config import Config, Network
 from mayfly.host import network
+from mayfly.host.process import run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -165,7 +166,7 @@ async def test_a_link_that_is_not_gone_yet_is_in_nobodys_way(machine: None, tmp_
     """The kernel takes a deleted namespace apart later, and its end of the link with it."""
     settings = config(tmp_path)
     link = network.link(settings, 0)
-    subprocess.run(["ip", "link", "add", link.device, "type", "veth"], check=True)
+    await run("ip", "link", "add", link.device, "type", "veth")
     await network.make_namespace(settings, link, await network.surroundings(settings))
     await network.remove_namespace(link.namespace)
 
