@@ -1,24 +1,27 @@
-"""`make_base`: a base image of a kind, from Debian packages."""
+"""`make_base`: a base image of a kind and for a platform, from Debian packages."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 
-from mayfly.base import oci
+from mayfly.base import oci, site
+from mayfly.base.kinds import KINDS, FromWheel, Kind, environment
+from mayfly.base.platform import OWN, Platform
 from mayfly.debian import sources
-from mayfly.debian.bootstrap import Package, Progress, bootstrap, remove_tree, trust
+from mayfly.debian.bootstrap import Package, Progress, bootstrap, in_root, remove_tree, trust
 from mayfly.debian.process import disk_full
+from mayfly.debian.wheel import unpack_wheel
 from mayfly.errors import InfrastructureError, UsageError
 
 SUITE = "trixie"
-STORE = "/etc/ssl/certs/ca-certificates.crt"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_USER_ID = 1000
 
 _EXCLUDE = (
     "/usr/share/doc/*",
@@ -29,46 +32,10 @@ _EXCLUDE = (
 )
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What a kind of base image has beyond a minimal Debian."""
-
-    packages: tuple[str, ...]
-    command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    links: Mapping[str, str] = field(default_factory=dict)
-
-
-KINDS: Mapping[str, Kind] = {
-    "debian": Kind(packages=("ca-certificates",), command=("bash",)),
-    # As in the image that Dockerfiles are written for, `python` and `pip` are there and pip
-    # installs for everybody: a container is its own virtual environment.
-    "python": Kind(
-        packages=("ca-certificates", "python3", "python3-pip", "python3-venv"),
-        command=("python3",),
-        env={"PIP_BREAK_SYSTEM_PACKAGES": "1", "PIP_ROOT_USER_ACTION": "ignore",
-             "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        links={"usr/local/bin/python": "/usr/bin/python3"},
-    ),
-}  # fmt: skip
-
-# What programs that bring a trust store of their own read instead of the system's.
-_TRUST_ENV = (
-    "AWS_CA_BUNDLE",
-    "CARGO_HTTP_CAINFO",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "NODE_EXTRA_CA_CERTS",
-    "PIP_CERT",
-    "REQUESTS_CA_BUNDLE",
-    "SSL_CERT_FILE",
-)
-
-
-def environment(kind: Kind, *, site: bool) -> dict[str, str]:
-    """The image's environment; with a site's certificates (`site`) everything trusts them."""
-    trusting = dict.fromkeys(_TRUST_ENV, STORE) if site else {}
-    return {"PATH": PATH, "LANG": "C.UTF-8", **trusting, **kind.env}
+def known(kind: str) -> None:
+    """Raises `UsageError` for a kind that there is not."""
+    if kind not in KINDS:
+        raise UsageError(f"no base image is called {kind!r}", hint=f"use {', '.join(KINDS)}")
 
 
 def make_base(
@@ -78,23 +45,24 @@ def make_base(
     site_certificates: Sequence[Path],
     today: date,
     progress: Progress,
+    platform: Platform = OWN,
 ) -> Path:
     """Make a base image and return its OCI layout folder, `<out>/<kind>`, tagged `latest`.
 
-    `kind` is one of `KINDS`. The image has a `ref` label with the suite and a label with a
-    checksum over its packages. A folder that is there is replaced when the new one is whole; when
-    making it fails, the old one stays and nothing else is left. Takes about half a minute.
+    `kind` is one of `KINDS`. The image's labels name the suite and a checksum over its packages;
+    the same packages, settings and day (UTC) give the same image. A folder that is there is
+    replaced when the new one is whole; when making it fails, the old one stays and nothing else is
+    left. Takes about half a minute, for a platform that is emulated some minutes.
 
-    Raises `UsageError` for an unknown kind, `MachineUnfit` (not root, no mmdebstrap, no mirror) or
-    `InfrastructureError`.
+    Raises `UsageError` for an unknown kind, `MachineUnfit` (not root, no mmdebstrap, no mirror, no
+    emulator of the platform) or `InfrastructureError`.
     """
-    if kind not in KINDS:
-        raise UsageError(f"no base image called {kind}", hint=f"there are {', '.join(KINDS)}")
+    known(kind)
     out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=out))
     try:
         work.chmod(0o755)
-        layout = _make(KINDS[kind], kind, work, site_certificates, today, progress)
+        layout = _make(KINDS[kind], kind, platform, work, site_certificates, today, progress)
         remove_tree(out / kind)
         layout.rename(out / kind)
     except OSError as fault:
@@ -110,6 +78,7 @@ def make_base(
 def _make(
     kind: Kind,
     name: str,
+    platform: Platform,
     work: Path,
     certificates: Sequence[Path],
     today: date,
@@ -124,22 +93,43 @@ def _make(
         suite=SUITE,
         variant="minbase",
         packages=kind.packages,
-        architecture="amd64",
+        architecture=platform.debian,
         epoch=epoch,
         progress=progress,
         mirror=mirror,
-        exclude=_EXCLUDE,
+        exclude=(*_EXCLUDE, *kind.exclude),
         include=("/usr/share/doc/*/copyright",),
     )
-    trust(root, certificates)
+    trust(root, certificates, platform.debian)
+    tools = site.read(kind.site, site.Machine(os.environ, Path.home()))
+    for setting in tools.left_out:
+        progress(f"{setting} has a password in it and stays out of the image")
+    env = {**environment(kind, trusting=bool(certificates)), **tools.env}
     settle(root, kind, mirror)
+    if kind.wheel:
+        progress(f"fetching {kind.wheel.wheel} {kind.wheel.version}")
+        _from_wheel(kind.wheel, root, work / "wheel")
+    for path, text in tools.files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    if kind.prepare:
+        what = " ".join(kind.prepare)
+        progress(what)
+        in_root(
+            root,
+            kind.prepare,
+            what=what,
+            architecture=platform.debian,
+            env={**env, **kind.prepare_env},
+        )
     progress("writing the layer")
     layout = work / "layout"
     oci.write_layout(
         layout,
         root,
         tag="latest",
-        env=environment(kind, site=bool(certificates)),
+        platform=platform.oci,
+        env=env,
         command=kind.command,
         labels={
             "org.opencontainers.image.title": f"base/{name}",
@@ -159,9 +149,14 @@ def packages_digest(packages: Sequence[Package]) -> str:
 
 
 def settle(root: Path, kind: Kind, mirror: Sequence[sources.Source]) -> None:
-    """Links and apt's mirror in, identities and logs out."""
+    """Folders, links, the user and apt's mirror in, identities and logs out."""
+    for path, mode in kind.folders.items():
+        (root / path).mkdir(parents=True)
+        (root / path).chmod(mode)
     for path, target in kind.links.items():
         (root / path).symlink_to(target)
+    if kind.user:
+        add_user(root, kind.user)
     apt = root / "etc/apt"
     (apt / "sources.list").unlink(missing_ok=True)
     folder = apt / "sources.list.d"
@@ -181,3 +176,40 @@ def settle(root: Path, kind: Kind, mirror: Sequence[sources.Source]) -> None:
     for log in (root / "var/log").rglob("*"):
         if log.is_file():
             log.unlink()
+
+
+def add_user(root: Path, name: str) -> None:
+    """A login of `root` with uid and gid 1000, without a password, and its home.
+
+    Written here and not by useradd, which leaves backups and the day behind.
+    """
+    for file, line in (
+        ("passwd", f"{name}:x:{_USER_ID}:{_USER_ID}::/home/{name}:/bin/bash"),
+        ("group", f"{name}:x:{_USER_ID}:"),
+        ("shadow", f"{name}:!:::::::"),
+        ("gshadow", f"{name}:!::"),
+    ):
+        with (root / "etc" / file).open("a") as table:
+            table.write(line + "\n")
+    home = root / "home" / name
+    home.mkdir()
+    os.chown(home, _USER_ID, _USER_ID)
+
+
+def _from_wheel(part: FromWheel, root: Path, scratch: Path) -> None:
+    """The part's folder in `root`, owned by root, each file new: a cache's times are no content."""
+
+    def copy(source: str, target: str) -> None:
+        shutil.copyfile(source, target)
+        shutil.copymode(source, target)
+
+    unpack_wheel(part.wheel, part.version, part.sha256, scratch)
+    target = root / part.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(
+        scratch / part.member,
+        target,
+        symlinks=True,
+        copy_function=copy,
+        ignore=shutil.ignore_patterns(*part.without),
+    )

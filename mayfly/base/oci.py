@@ -1,4 +1,4 @@
-"""An OCI image layout with one image of one layer, and what its configuration says. Small."""
+"""OCI image layouts: of one image of one layer, or of an index over images that are elsewhere."""
 
 from __future__ import annotations
 
@@ -79,13 +79,12 @@ def image_config(
     command: Sequence[str],
     labels: Mapping[str, str],
     created: str,
-    architecture: str = "amd64",
+    platform: Mapping[str, str],
 ) -> dict[str, Any]:
-    """An OCI image configuration. `created` is RFC 3339."""
+    """An OCI image configuration. `created` is RFC 3339, `platform` the OCI's object of one."""
     return {
+        **platform,
         "created": created,
-        "architecture": architecture,
-        "os": "linux",
         "config": {
             "Env": [f"{key}={value}" for key, value in sorted(env.items())],
             "Cmd": list(command),
@@ -101,6 +100,7 @@ def write_layout(
     root: Path,
     *,
     tag: str,
+    platform: Mapping[str, str],
     env: Mapping[str, str],
     command: Sequence[str],
     labels: Mapping[str, str],
@@ -111,34 +111,67 @@ def write_layout(
 
     Raises `MachineUnfit` without zstd, `InfrastructureError` or OSError when the disk is full.
     """
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def blob(data: bytes, media_type: str) -> dict[str, Any]:
-        name = hashlib.sha256(data).hexdigest()
-        (blobs / name).write_bytes(data)
-        return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data)}
-
+    blobs = _blobs(layout)
     layer, diff_id = _write_layer(blobs, root, epoch)
-    config = image_config(diff_id=diff_id, env=env, command=command, labels=labels, created=created)
-    manifest = blob(
-        canonical(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": blob(canonical(config), CONFIG),
-                "layers": [layer],
-                "annotations": {"org.opencontainers.image.created": created, **labels},
-            }
-        ),
+    config = image_config(
+        diff_id=diff_id,
+        env=env,
+        command=command,
+        labels=labels,
+        created=created,
+        platform=platform,
+    )
+    manifest = _blob(
+        blobs,
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": _blob(blobs, config, CONFIG),
+            "layers": [layer],
+            "annotations": {"org.opencontainers.image.created": created, **labels},
+        },
         MANIFEST,
     )
-    named = {**manifest, "annotations": {"org.opencontainers.image.ref.name": tag}}
+    _name(layout, manifest, tag)
+    return str(manifest["digest"])
+
+
+def write_index(layout: Path, manifests: Sequence[Mapping[str, Any]], *, tag: str) -> str:
+    """Write an index of images that are not in the new folder `layout` themselves; its digest.
+
+    `manifests` are OCI descriptors with a platform each. Raises OSError.
+    """
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": list(manifests)}
+    top = _blob(_blobs(layout), index, INDEX)
+    _name(layout, top, tag)
+    return str(top["digest"])
+
+
+def descriptor(layout: Path) -> dict[str, Any]:
+    """The OCI descriptor of what a layout holds, without its tag. Raises OSError."""
+    (named,) = json.loads((layout / "index.json").read_bytes())["manifests"]
+    return {key: named[key] for key in ("mediaType", "digest", "size")}
+
+
+def _blobs(layout: Path) -> Path:
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    return blobs
+
+
+def _blob(blobs: Path, value: object, media_type: str) -> dict[str, Any]:
+    data = canonical(value)
+    name = hashlib.sha256(data).hexdigest()
+    (blobs / name).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data)}
+
+
+def _name(layout: Path, top: Mapping[str, Any], tag: str) -> None:
+    named = {**top, "annotations": {"org.opencontainers.image.ref.name": tag}}
     (layout / "index.json").write_bytes(
         canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": [named]})
     )
     (layout / "oci-layout").write_bytes(canonical({"imageLayoutVersion": "1.0.0"}))
-    return str(manifest["digest"])
 
 
 def _write_layer(blobs: Path, root: Path, epoch: int) -> tuple[dict[str, Any], str]:

@@ -1,22 +1,26 @@
-"""`publish`: a base image in `images/base/…` of the registry, made when it is not there."""
+"""`publish`: a base image in `images/base/…` of the registry, made for what is not there."""
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from mayfly import client
-from mayfly.base.make import KINDS, make_base
+from mayfly.base import oci
+from mayfly.base.make import known, make_base
+from mayfly.base.platform import OWN, Platform, name_of
 from mayfly.base.push import push
 from mayfly.config import Config, site_certificates
-from mayfly.errors import Denied, InfrastructureError, Unreachable, UsageError
+from mayfly.errors import Denied, InfrastructureError, Unreachable
 
-ACCEPTED = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+_ACCEPTED = f"{oci.MANIFEST}, {oci.INDEX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,61 +31,105 @@ class Published:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a tag stands for: its digest, and the OCI descriptor of each platform's manifest."""
+
+    digest: str = ""
+    manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 def publish(
-    config: Config, kind: str, progress: Callable[[str], None], *, force: bool = False
+    config: Config,
+    kind: str,
+    progress: Callable[[str], None],
+    *,
+    platforms: Sequence[Platform] = (OWN,),
+    force: bool = False,
 ) -> Published:
-    """Make the base image `kind` and push it as `images/base/<kind>:latest`.
+    """Make the base image `kind` for `platforms` and push it as `images/base/<kind>:latest`.
 
-    What is there stays, and is answered, unless `force`. Raises `UsageError` for an unknown kind,
-    `Unreachable` when the registry does not answer, `Denied` without the admin's token, and what
-    `make_base` and `push` raise; nothing half-made is left.
+    A platform that is there stays, asked for or not, unless it is asked for with `force`. The tag
+    is set last: it stands for a manifest, or for an index of several platforms', and never for half
+    of them.
+
+    Raises `UsageError` for an unknown kind, `Unreachable` when the registry does not answer,
+    `Denied` without the admin's token, and what `make_base` and `push` raise; nothing half-made is
+    left.
     """
-    if kind not in KINDS:
-        raise UsageError(f"no base image called {kind}", hint=f"there are {', '.join(KINDS)}")
+    known(kind)
     name = f"images/base/{kind}"
-    reference = f"{config.registry_host}/{name}:latest"
+    repository = f"{config.registry_host}/{name}"
     trust, token = config.state / "trust", client.token(config)
-    there = _digest(config.url, name, token, trust / "ca.crt")
-    if there and not force:
+    there = _present(config.url, name, token, trust / "ca.crt")
+    missing = [p for p in platforms if force or p.name not in there.manifests]
+    if not missing:
         progress(f"base image {kind} is in the registry")
-        return Published(reference, there)
+        return Published(f"{repository}:latest", there.digest)
     with tempfile.TemporaryDirectory(prefix=".base-", dir=config.state) as folder:
-        layout = make_base(
-            kind,
-            Path(folder),
-            site_certificates=site_certificates(config),
-            today=datetime.now(UTC).date(),
-            progress=progress,
-        )
-        progress(f"pushing {reference}")
-        return Published(reference, push(layout, reference, ca_dir=trust, token=token))
+
+        def send(layout: Path, target: str) -> str:
+            return push(layout, f"{repository}{target}", ca_dir=trust, token=token)
+
+        made = {
+            platform.name: make_base(
+                kind,
+                Path(folder) / str(number),
+                site_certificates=site_certificates(config),
+                today=datetime.now(UTC).date(),
+                progress=progress,
+                platform=platform,
+            )
+            for number, platform in enumerate(missing)
+        }
+        new = {p.name: {**oci.descriptor(made[p.name]), "platform": p.oci} for p in missing}
+        manifests = {**there.manifests, **new}
+        progress(f"pushing {repository}:latest for {', '.join(sorted(manifests))}")
+        if len(manifests) == 1:
+            digest = send(made[missing[0].name], ":latest")
+        else:
+            for platform in missing:
+                send(made[platform.name], f"@{new[platform.name]['digest']}")
+            index = Path(folder) / "index"
+            oci.write_index(index, [manifests[name] for name in sorted(manifests)], tag="latest")
+            digest = send(index, ":latest")
+    return Published(f"{repository}:latest", digest)
 
 
-def _digest(url: str, name: str, token: str, ca: Path) -> str:
-    """The digest behind `<name>:latest`; empty when there is none."""
+def _present(url: str, name: str, token: str, ca: Path) -> Present:
+    """What `<name>:latest` stands for; nothing where there is no such tag."""
     try:
         with httpx.Client(base_url=url, verify=str(ca), trust_env=False, timeout=30) as http:
             scope = f"repository:{name}:pull"
             asked = http.get("/token", params={"scope": scope}, auth=("mayfly", token))
             if asked.status_code == httpx.codes.UNAUTHORIZED:
                 raise Denied("the registry does not know this token", hint="see MAYFLY_TOKEN")
-            found = http.head(
-                f"/v2/{name}/manifests/latest",
-                headers={
-                    "Authorization": f"Bearer {asked.raise_for_status().json()['token']}",
-                    "Accept": ACCEPTED,
-                },
+            bearer = {"Authorization": f"Bearer {asked.raise_for_status().json()['token']}"}
+            found = http.get(
+                f"/v2/{name}/manifests/latest", headers={**bearer, "Accept": _ACCEPTED}
             )
+            if found.status_code == httpx.codes.NOT_FOUND:
+                return Present()
+            digest = found.raise_for_status().headers["Docker-Content-Digest"]
+            manifest = found.json()
+            if "manifests" in manifest:
+                return Present(digest, {name_of(m["platform"]): m for m in manifest["manifests"]})
+            config = http.get(f"/v2/{name}/blobs/{manifest['config']['digest']}", headers=bearer)
+            platform = config.raise_for_status().json()
     except httpx.HTTPStatusError as error:
         raise InfrastructureError(
-            f"the registry answers {error.response.status_code} for a token"
+            f"the registry answers {error.response.status_code} for {name}"
         ) from None
     except (httpx.TransportError, OSError) as error:
         raise Unreachable(
             f"the registry does not answer at {url}: {error}", hint="start it with `mayfly up`"
         ) from None
-    if found.status_code == httpx.codes.NOT_FOUND:
-        return ""
-    if found.is_error:
-        raise InfrastructureError(f"the registry answers {found.status_code} for {name}")
-    return found.headers["Docker-Content-Digest"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise InfrastructureError(
+            f"{name}:latest in the registry is no image that `mayfly base push` makes",
+            hint="remove that tag",
+        ) from None
+    size = len(found.content)
+    of = {key: platform[key] for key in ("os", "architecture", "variant") if key in platform}
+    one = {"mediaType": oci.MANIFEST, "digest": digest, "size": size, "platform": of}
+    return Present(digest, {name_of(of): one})

@@ -12,7 +12,8 @@ from mayfly.debian.process import run
 from mayfly.errors import InfrastructureError, UsageError
 
 _REFERENCE = re.compile(
-    r"([a-z0-9.-]+(?::\d+)?)/([a-z0-9._/-]+):([A-Za-z0-9_][A-Za-z0-9._-]{0,127})"
+    r"([a-z0-9.-]+(?::\d+)?)/([a-z0-9._/-]+)"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})"
 )
 
 
@@ -25,8 +26,9 @@ def auth_file(registry: str, token: str, user: str = "lease") -> str:
 def push(
     layout: Path, reference: str, *, ca_dir: Path | None, token: str, tag: str = "latest"
 ) -> str:
-    """Push the image `tag` of an OCI layout to `reference` (`host:port/name:tag`); its digest.
+    """Push what a layout has as `tag` to `reference` (`host/name:tag` or `@sha256:…`); its digest.
 
+    An index is sent alone: the images it names are in that repository already.
     `ca_dir` holds the registry's CA as `*.crt`; None where the system trusts it. `token` is
     handed to skopeo in a file only it can read. What is there already is not sent again. Raises
     `UsageError` for a malformed reference, `MachineUnfit` without skopeo, `InfrastructureError`
@@ -34,7 +36,7 @@ def push(
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise UsageError(f"{reference} is not host/name:tag")
+        raise UsageError(f"{reference} is not host/name:tag or host/name@sha256:…")
     certificates = [] if ca_dir is None else ["--dest-cert-dir", str(ca_dir)]
     with tempfile.TemporaryDirectory(prefix="mayfly-push-") as folder:
         auth = Path(folder) / "auth.json"
@@ -43,6 +45,7 @@ def push(
         digest = Path(folder) / "digest"
         run(
             ["skopeo", "copy", "--quiet", "--preserve-digests", "--retry-times", "2",
+             "--multi-arch", "index-only",
              "--authfile", auth, "--digestfile", digest,
              *certificates,
              f"oci:{layout}:{tag}", f"docker://{reference}"],

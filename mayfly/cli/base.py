@@ -20,31 +20,37 @@ def _group() -> None:
 
 @app.command("push")
 def push(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="debian, python, or both.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help="debian, python, node, rust, go.")
+    ],
+    platform: Annotated[
+        list[str],
+        typer.Option("--platform", metavar="PLATFORM,…", help="Default: linux/amd64."),
+    ] = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Make them anew.")] = False,
 ) -> None:
     """Make base images and push them to images/base/… of Mayfly's registry.
 
     They carry the site's own certificates where this machine has some, so that a Dockerfile
-    needs no word about them. What is there already stays.
+    needs no word about them, and the addresses of the site's package mirrors. What is there
+    already stays. Another platform needs an emulator on this machine (apt-get install
+    qemu-user-static) and takes some minutes.
 
     \b
     Examples:
         mayfly base push debian
-        mayfly base push debian python
+        mayfly base push python rust
+        mayfly base push debian --platform linux/amd64,linux/arm64
 
     \b
     and in a Dockerfile:
         FROM registry.mayfly.internal:5000/images/base/python
     """
     from mayfly import base, config
-    from mayfly.errors import UsageError
 
-    settings = config.load()
-    if unknown := [name for name in names if name not in base.KINDS]:
-        raise UsageError(
-            f"no base image is called {unknown[0]!r}", hint=f"use {' or '.join(base.KINDS)}"
-        )
+    settings, platforms = config.load(), base.platforms(platform)
     for name in names:
-        pushed = base.publish(settings, name, show, force=force)
+        base.known(name)
+    for name in names:
+        pushed = base.publish(settings, name, show, platforms=platforms, force=force)
         print(f"{pushed.reference}@{pushed.digest}")

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mayfly.debian import process, sources
+from mayfly.debian import foreign, process, sources
 from mayfly.errors import InfrastructureError, MachineUnfit
 
 Progress = Callable[[str], None]
+MACHINE = "amd64"  # Debian's name for what golden and base images are made on
 
 
 @dataclass(frozen=True, order=True)
@@ -84,15 +85,15 @@ def bootstrap(
 
     The folder `early` is copied into the root before packages are unpacked. `epoch` is the Unix
     time that generated files get. Needs root. The package lists stay out of the result. Raises
-    `MachineUnfit` or `InfrastructureError`; `target` may then be there in part: the caller
-    removes it with `remove_tree`.
+    `MachineUnfit` (also where programs of `architecture` cannot run) or `InfrastructureError`;
+    `target` may then be there in part: the caller removes it with `remove_tree`.
     """
     if os.geteuid() != 0:
         raise MachineUnfit("making an image needs root", hint="run it with sudo")
-    if architecture == "amd64" and os.uname().machine != "x86_64":
+    if os.uname().machine != "x86_64":
         raise MachineUnfit("golden and base images are made on x86-64 machines")
     argv: list[str | Path] = [
-        *own_mounts(),
+        *apart(architecture),
         "mmdebstrap", "--mode=root", f"--variant={variant}", f"--architectures={architecture}",
         "--format=directory", "--skip=cleanup/apt/lists",
         f"--include={','.join(packages)}",
@@ -136,16 +137,35 @@ def own_mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[str]:
     return ["unshare", "--mount", "--propagation", propagation, "--"]
 
 
-def in_root(root: Path, argv: Sequence[str], *, what: str) -> list[str]:
-    """Run a program of `root` inside it, and return what it printed."""
+def apart(architecture: str) -> list[str]:
+    """What runs a command, and the programs of `architecture` that it starts, in mounts of its own.
+
+    Raises `MachineUnfit` where such programs cannot run.
+    """
+    if architecture == MACHINE:
+        return own_mounts()
+    return foreign.emulation(architecture) or own_mounts()
+
+
+def in_root(
+    root: Path,
+    argv: Sequence[str],
+    *,
+    what: str,
+    architecture: str = MACHINE,
+    env: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Run a program of `root`, a root of `architecture`, inside it; what it printed.
+
+    `env` is added to the little that it gets. Raises what `process.run` and `apart` do.
+    """
+    clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
     return process.run(
-        [*own_mounts(), "chroot", root, *argv],
-        what=what,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"},
+        [*apart(architecture), "chroot", root, *argv], what=what, env={**clean, **(env or {})}
     )
 
 
-def trust(root: Path, certificates: Sequence[Path]) -> None:
+def trust(root: Path, certificates: Sequence[Path], architecture: str = MACHINE) -> None:
     """Add a site's CA certificates (PEM files) to the trust store of `root`.
 
     A no-op without any. Raises `MachineUnfit` when a file is not there.
@@ -158,7 +178,12 @@ def trust(root: Path, certificates: Sequence[Path]) -> None:
         except OSError as fault:
             raise MachineUnfit(f"site certificate {certificate}: {fault.strerror}") from fault
     if certificates:
-        in_root(root, ["update-ca-certificates", "--fresh"], what="trusting site certificates")
+        in_root(
+            root,
+            ["update-ca-certificates", "--fresh"],
+            what="trusting site certificates",
+            architecture=architecture,
+        )
 
 
 def remove_tree(path: Path) -> None:

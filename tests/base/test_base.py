@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.base import make, make_base, oci, push
+from mayfly.base import KINDS, make, make_base, oci, push
+from mayfly.base.kinds import STORE, environment
 from mayfly.base.push import auth_file
 from mayfly.debian.bootstrap import Package
 from mayfly.errors import UsageError
@@ -70,6 +71,7 @@ def test_a_layout_is_what_it_says(root: Path, tmp_path: Path) -> None:
         layout,
         root,
         tag="latest",
+        platform={"os": "linux", "architecture": "arm", "variant": "v7"},
         env={"B": "2", "A": "1"},
         command=["bash"],
         labels={"k": "v"},
@@ -84,6 +86,8 @@ def test_a_layout_is_what_it_says(root: Path, tmp_path: Path) -> None:
     manifest = json.loads((blobs / digest.removeprefix("sha256:")).read_bytes())
     config = json.loads((blobs / manifest["config"]["digest"][7:]).read_bytes())
     assert config["config"]["Env"] == ["A=1", "B=2"]
+    assert (config["os"], config["architecture"], config["variant"]) == ("linux", "arm", "v7")
+    assert oci.descriptor(layout)["digest"] == digest
     layer = blobs / manifest["layers"][0]["digest"][7:]
     assert layer.stat().st_size == manifest["layers"][0]["size"]
     tar = subprocess.run(["zstd", "-dc", layer], capture_output=True, check=True).stdout
@@ -91,9 +95,32 @@ def test_a_layout_is_what_it_says(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_sites_certificates_are_trusted_by_everything_or_nothing_is_said() -> None:
-    python = make.KINDS["python"]
-    assert make.environment(python, site=True)["PIP_CERT"] == make.STORE
-    assert "PIP_CERT" not in make.environment(python, site=False)
+    python = KINDS["python"]
+    assert environment(python, trusting=True)["PIP_CERT"] == STORE
+    assert "PIP_CERT" not in environment(python, trusting=False)
+
+
+def test_what_dockerfiles_install_themselves_is_found_before_debians() -> None:
+    path = environment(KINDS["rust"], trusting=False)["PATH"].split(":")
+    assert path[0] == "/usr/local/cargo/bin"
+    assert "/usr/bin" in path
+
+
+def test_a_login_is_one_in_every_table_and_has_a_home(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    make.add_user(tmp_path, "node")
+    assert (tmp_path / "etc/passwd").read_text().splitlines()[1].split(":")[:4] == [
+        "node",
+        "x",
+        "1000",
+        "1000",
+    ]
+    assert {line.split(":")[0] for line in (tmp_path / "etc/shadow").read_text().split()} == {
+        "node"
+    }
+    assert (tmp_path / "home/node").stat().st_uid == 1000
 
 
 def test_the_packages_digest_is_that_of_a_set() -> None:
@@ -103,7 +130,7 @@ def test_the_packages_digest_is_that_of_a_set() -> None:
 
 
 def test_an_unknown_kind_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="debian, python"):
+    with pytest.raises(UsageError, match="debian, python, rust"):
         make_base(
             "x", tmp_path, site_certificates=[], today=date(2026, 1, 1), progress=lambda _: None
         )
@@ -119,17 +146,17 @@ def test_a_reference_without_a_host_is_a_usage_error(tmp_path: Path) -> None:
         push(tmp_path, "debian", ca_dir=None, token="t")
 
 
+def made(out: Path, said: list[str], kind: str = "debian") -> Path:
+    return make_base(
+        kind, out, site_certificates=[], today=date(2026, 11, 24), progress=said.append
+    )
+
+
 @pytest.mark.services
 def test_debian_for_real(tmp_path: Path) -> None:
     """Built from packages, unpacked by skopeo's own reading, and free of devices."""
     said: list[str] = []
-    layout = make_base(
-        "debian",
-        tmp_path,
-        site_certificates=[],
-        today=date(2026, 11, 24),
-        progress=said.append,
-    )
+    layout = made(tmp_path, said)
     subprocess.run(
         ["skopeo", "copy", "-q", f"oci:{layout}:latest", f"dir:{tmp_path / 'copy'}"], check=True
     )
@@ -143,3 +170,11 @@ def test_debian_for_real(tmp_path: Path) -> None:
         assert not {name for name in names if name.startswith("etc/ssh/ssh_host")}
     assert said[-1] == "base image debian is ready"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "debian"]
+
+
+@pytest.mark.long
+@pytest.mark.services
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_packages_and_day_give_the_same_image(tmp_path: Path, kind: str) -> None:
+    first, second = (made(tmp_path / folder, [], kind) for folder in ("one", "two"))
+    assert oci.descriptor(first) == oci.descriptor(second)
