@@ -26,12 +26,19 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from mayfly.errors import ConfigError
 from mayfly.model import GIB, Size
 
 DEFAULT_FILE = Path("/etc/mayfly/mayfly.toml")
+
+_REFERENCE = (
+    r"(?:localhost|[a-z0-9-]+(?:\.[a-z0-9-]+)+|[a-z0-9.-]+(?=:)|\[[0-9a-f:]+\])(?::[0-9]+)?"
+    r"(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+"
+)
+"""A registry's host, which has a dot or a port, and the first parts of a name there."""
 
 
 class _Section(BaseModel):
@@ -56,6 +63,12 @@ def _network(value: str) -> str:
 def _ipv4(value: str) -> str:
     if ipaddress.ip_address(value).version != 4:
         raise ValueError("write an IPv4 address: runners have no IPv6")
+    return value
+
+
+def _prefix(value: str) -> str:
+    if value and not re.fullmatch(_REFERENCE, value):
+        raise ValueError("write it as HOST/OWNER, lower-case, without a tag")
     return value
 
 
@@ -159,6 +172,55 @@ class Network(_Section):
     )
 
 
+class Registry(_Section):
+    """Where images and the layer cache are: a registry that Mayfly runs, or somebody else's."""
+
+    kind: Literal["auto", "distribution", "zot", "external"] = Field(
+        "auto",
+        description="`auto`: zot where its program is on PATH when the state is made, else "
+        "distribution. `external`: somebody else's; then nothing is started and no bucket is used.",
+    )
+    port: int = Field(
+        0, ge=0, lt=65536, description="zot's port on loopback; 0: one is chosen and kept."
+    )
+    images: Annotated[str, AfterValidator(_prefix)] = Field(
+        "",
+        description="What `images/` stands for in names of images, as in `ghcr.io/acme` "
+        "(external only).",
+    )
+    cache: Annotated[str, AfterValidator(_prefix)] = Field(
+        "",
+        description="The one repository of all layer caches, each a tag (external only); "
+        "empty: `mayfly-cache` below `images`.",
+    )
+    username: str = Field(
+        "", description="Name that clients log in with; empty: each uses a login of its own."
+    )
+    password_file: str = Field("", description="File with that login's password, on one line.")
+    ca: str = Field(
+        "",
+        description="PEM file with a CA that runners and clients trust for it; "
+        "empty: those that they trust anyway.",
+    )
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Registry:
+        given = [
+            n for n in ("images", "cache", "username", "password_file", "ca") if getattr(self, n)
+        ]
+        if self.kind != "external" and given:
+            raise ValueError(f'{given[0]} is for kind = "external" only')
+        if self.kind == "external" and not self.images:
+            raise ValueError('kind = "external" needs images, as in "ghcr.io/acme"')
+        if bool(self.username) != bool(self.password_file):
+            raise ValueError("username and password_file go together")
+        return self
+
+    @property
+    def external(self) -> bool:
+        return self.kind == "external"
+
+
 class S3(_Section):
     """The bucket that is the registry's only truth. Empty `endpoint`: an embedded SeaweedFS."""
 
@@ -202,6 +264,7 @@ class Config(_Section):
     lease: LeaseOptions = LeaseOptions()
     vm: Vm = Vm()
     network: Network = Network()
+    registry: Registry = Registry()
     s3: S3 = S3()
     golden: Golden = Golden()
 
@@ -212,8 +275,21 @@ class Config(_Section):
 
     @property
     def registry_host(self) -> str:
-        """The registry's name as it stands in an image reference."""
+        """The edge's name, which is the registry's as it stands in an image reference."""
         return f"{self.server.name}:{self.server.port}"
+
+    @property
+    def images(self) -> str:
+        """Where images are: `registry_host`, or what `images` stands for in somebody else's
+        registry (`HOST/OWNER`); `mayfly.registry.reference.image` makes a reference of it.
+        """
+        return self.registry.images or self.registry_host
+
+    @property
+    def caches(self) -> str:
+        """Where layer caches are: `registry_host`, or a repository of somebody else's registry."""
+        external = self.registry.cache or f"{self.registry.images}/mayfly-cache"
+        return external if self.registry.external else self.registry_host
 
     @property
     def url(self) -> str:
@@ -236,6 +312,14 @@ def site_certificates(config: Config) -> tuple[Path, ...]:
     if chosen == "auto":
         return tuple(sorted(Path("/usr/local/share/ca-certificates").rglob("*.crt")))
     return tuple(sorted(chosen))
+
+
+def runner_certificates(config: Config) -> tuple[Path, ...]:
+    """The CA certificates that runners trust beside the public ones, sorted: the site's own, and
+    that of somebody else's registry.
+    """
+    registrys = (Path(config.registry.ca),) if config.registry.ca else ()
+    return tuple(sorted({*site_certificates(config), *registrys}))
 
 
 def load(environ: Mapping[str, str] | None = None) -> Config:

@@ -1,4 +1,6 @@
-"""A running stack without VMs: real SeaweedFS, distribution and edge, kept by the real supervisor.
+"""A running stack without VMs: real SeaweedFS, registry and edge, kept by the real supervisor.
+
+It is made for distribution, and where zot is asked for (`-m real`) for that as well.
 
 What stands in: the host (its protocol is real; runners are sockets on loopback) and the
 orchestrator (only `/token`, `/healthz` and what tests set in `Stack.routes`). `server.name` is
@@ -43,7 +45,7 @@ from mayfly.model import Runner
 from mayfly.registry import grants
 from mayfly.registry.grants import Access
 from mayfly.registry.tokens import Signer
-from mayfly.stack import seaweed
+from mayfly.stack import registry, seaweed
 from mayfly.stack.lifecycle import make_state
 from mayfly.stack.supervise import Supervisor
 from mayfly.vm.provider import Progress
@@ -280,15 +282,22 @@ def oci_image(folder: Path, size: int = 200_000) -> tuple[str, str]:
     return top["digest"], layer_["digest"]
 
 
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+@pytest.fixture(
+    scope="session", params=["distribution", pytest.param("zot", marks=pytest.mark.real)]
+)
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     state = temporary_state()
     port = free_port()
     config = Config.model_validate(
-        {"state": state, "server": {"listen": f"127.0.0.1:{port}", "name": "localhost"}}
+        {
+            "state": state,
+            "server": {"listen": f"127.0.0.1:{port}", "name": "localhost"},
+            "registry": {"kind": request.param},
+        }
     )
     now = datetime.now(UTC)
     table = make_state(config, now)
+    config = registry.settle(config)
     wanted = [service for service in table if service.name in ("s3", "bucket", "registry", "edge")]
     background = Background()
     lines: list[str] = []

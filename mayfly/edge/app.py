@@ -23,7 +23,7 @@ from aiohttp import web
 
 from mayfly.config import Config
 from mayfly.edge.attach import Dialer, Runners
-from mayfly.edge.gateway import Gateway
+from mayfly.edge.gateway import Elsewhere, Gateway
 from mayfly.edge.proxy import Backend
 from mayfly.edge.relay import Relay
 from mayfly.errors import MayflyError, NotFound
@@ -48,8 +48,12 @@ class Edge:
         signer = Signer((keys / "gateway.key").read_bytes(), tokens.GATEWAY_ISSUER)
         self.runners = Runners(dialer, self.runner, tls)
         self.orchestrator = Backend("the orchestrator", config.run / "api" / "orchestrator.sock")
-        self.registry = Backend("the registry", distribution.socket(config))
-        self._gateway = Gateway(config, self.registry, verifier, signer, self.runners)
+        self.registry = Backend("the registry", registry_address(config))
+        self._gateway: Gateway | Elsewhere = Gateway(
+            config, self.registry, verifier, signer, self.runners
+        )
+        if config.registry.external:
+            self._gateway = Elsewhere(config.registry.images)
         self._relay = Relay(verifier, self.runners, dialer)
 
     def public(self) -> web.Application:
@@ -108,6 +112,13 @@ class Edge:
         await self.runners.close()
         await self.registry.close()
         await self.orchestrator.close()
+
+
+def registry_address(config: Config) -> Path | str:
+    """Where the registry that Mayfly runs is found; its kind is settled."""
+    if config.registry.kind == "zot":
+        return f"127.0.0.1:{config.registry.port}"
+    return distribution.socket(config)
 
 
 def _is_registry(request: web.Request) -> bool:

@@ -1,7 +1,8 @@
 """The way to the registry: who asks, what the request needs, and a short token for just that.
 
-The path is read strictly and passed on as it came. Distribution reads it once more and checks what
-it finds against the token made here, so that a path that the two read differently is refused.
+The path is read strictly and passed on as it came. The registry (distribution or zot) reads it once
+more and checks what it finds against the token made here, so that a path that the two read
+differently is refused.
 """
 
 from __future__ import annotations
@@ -44,14 +45,17 @@ _ACTIONS = {
     "PATCH": {PULL, PUSH},
     "DELETE": {DELETE},
 }
-"""What distribution wants for a method; reading is a part of writing."""
+"""What the registry wants for a method; reading is a part of writing."""
+
+_ZOT_CATALOG = Access("", frozenset({PULL}))
+"""What zot wants for the list of all repositories; distribution knows no such repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a request to the registry is about.
 
-    `asked` must be granted; `passed` is what distribution wants to see for it. `optional`, when
+    `asked` must be granted; `passed` is what the registry wants to see for it. `optional`, when
     not granted, is taken out of the request instead (a blob mounted from another repository).
     """
 
@@ -69,9 +73,9 @@ def need(method: str, target: str) -> Need:
     """
     path, _, query = target.partition("?")
     if path in ("/v2", "/v2/"):
-        return Need(target)
+        return Need("/v2/")  # without anything behind it: zot asks for nothing more only then
     if path == "/v2/_catalog":
-        return Need(target, (CATALOG,), (CATALOG,))
+        return Need(target, (CATALOG,), (CATALOG, _ZOT_CATALOG))
     start, name, rest = _split(path)
     if start != "/v2" or method not in _ACTIONS or not grants.is_repository(name):
         raise NotFound(f"{method} {path[:300]} is not of the registry's API")
@@ -82,11 +86,15 @@ def need(method: str, target: str) -> Need:
     asked = Access(name, frozenset({PUSH})) if method == "DELETE" and is_upload else passed
     fields = parse_qsl(query, keep_blank_values=True)
     sources = [value for key, value in fields if key == "from"]
-    if method != "POST" or not is_upload or not sources:
+    mounts = any(key == "mount" for key, _ in fields)
+    if method != "POST" or not is_upload or not (sources or mounts):
         return Need(target, (asked,), (passed,))
     kept = urlencode([(key, value) for key, value in fields if key not in ("from", "mount")])
+    without = f"{path}?{kept}" if kept else path
+    if not sources:  # from wherever the registry finds it, that is: from anybody's
+        return Need(without, (asked,), (passed,))
     source = tuple(Access(name, frozenset({PULL})) for name in sources)
-    return Need(target, (asked,), (passed,), source, f"{path}?{kept}" if kept else path)
+    return Need(target, (asked,), (passed,), source, without)
 
 
 def _split(path: str) -> tuple[str, str, str]:
@@ -159,7 +167,7 @@ class Gateway:
         return claims
 
     def _admit(self, claims: Claims, what: Need) -> tuple[str, tuple[Access, ...]]:
-        """Where the request goes, and what its token to distribution says. Raises `Denied`."""
+        """Where the request goes, and what its token to the registry says. Raises `Denied`."""
         for access in what.asked:
             if not grants.allows(claims.access, access):
                 message = f"{claims.subject} may not {'/'.join(sorted(access.actions))}"
@@ -195,6 +203,17 @@ class Gateway:
         if error:
             fields["error"] = error
         return "Bearer " + ",".join(f'{key}="{value}"' for key, value in fields.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Stands where the gateway would, on a farm whose images are in somebody else's registry."""
+
+    images: str
+
+    async def answer(self, request: web.Request, here: str = "") -> web.StreamResponse:
+        """Says where they are."""
+        return refusal(404, "UNSUPPORTED", f"this farm's images are at {self.images}", {})
 
 
 class InsufficientScope(Denied):

@@ -1,4 +1,4 @@
-"""One request passed on to a program behind a unix socket, streaming both ways.
+"""One request passed on to a program of this machine, streaming both ways.
 
 Nothing is buffered and nothing decompressed: what one side writes the other reads, at the pace of
 the slower one.
@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import (
+    BaseConnector,
     ClientConnectionError,
     ClientConnectorError,
     ClientError,
     ClientResponse,
     ClientSession,
     ClientTimeout,
+    TCPConnector,
     web,
 )
 from aiohttp.connector import UnixConnector
@@ -63,23 +65,31 @@ def end_to_end(
 
 
 class Backend:
-    """An HTTP program at a unix socket; `name` is how people know it. Use within `async with`."""
+    """An HTTP program at a unix socket's path or at `HOST:PORT`. Use within `async with`.
 
-    def __init__(self, name: str, socket: Path) -> None:
+    `name` is how people know it.
+    """
+
+    def __init__(self, name: str, address: Path | str) -> None:
         self.name = name
-        self._socket = socket
+        self._address = address
         self._session: ClientSession | None = None
 
     async def open(self) -> None:
         """Be ready to pass requests on; the program need not run yet."""
         self._session = ClientSession(
-            # A connection for each: one that is kept may be closed just as it is used again.
-            connector=UnixConnector(str(self._socket), limit=0, force_close=True),
+            connector=self._connector(),
             auto_decompress=False,
             timeout=ClientTimeout(total=None, sock_connect=5),
             read_bufsize=CHUNK,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
+
+    def _connector(self) -> BaseConnector:
+        """A connection for each: one that is kept may be closed just as it is used again."""
+        if isinstance(self._address, Path):
+            return UnixConnector(str(self._address), limit=0, force_close=True)
+        return TCPConnector(limit=0, force_close=True)
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -128,11 +138,12 @@ class Backend:
     ) -> ClientResponse:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_S
+        authority = "localhost" if isinstance(self._address, Path) else self._address
         while True:
             try:
                 return await session.request(
                     request.method,
-                    URL(f"http://localhost{target}", encoded=True),
+                    URL(f"http://{authority}{target}", encoded=True),
                     headers=headers,
                     data=request.content if request.body_exists else None,
                     allow_redirects=False,

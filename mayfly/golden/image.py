@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
-from mayfly.config import Config, site_certificates
+from mayfly.config import Config, runner_certificates
 from mayfly.debian import sources
 from mayfly.debian.bootstrap import Progress, bootstrap, remove_tree, trust
 from mayfly.debian.process import disk_full
@@ -31,7 +31,7 @@ def make(config: Config, progress: Progress, *, force: bool = False) -> Golden:
     return build(
         config.state,
         tools=tools_dir(config.cache),
-        site_certificates=site_certificates(config),
+        site_certificates=runner_certificates(config),
         today=datetime.now(UTC).date(),
         progress=progress,
         force=force,

@@ -31,13 +31,8 @@ def jwks(config: Config) -> Path:
     return config.state / "keys" / "gateway.jwks"
 
 
-def settings(config: Config, s3: S3, http_secret: str) -> dict[str, Any]:
-    """`config.yml` as a dict.
-
-    `s3` has every field filled (the embedded server's when `config.s3.endpoint` is empty).
-    `http_secret` signs the state of unfinished uploads: the same after a restart, so that they go
-    on. Raises `ConfigError` when the bucket cannot be named.
-    """
+def complete(s3: S3) -> None:
+    """Return when everything that a registry must know of its bucket is there; `ConfigError`."""
     missing = [
         f"s3.{name}: a registry needs it - set it together with s3.endpoint"
         for name in ("endpoint", "region", "bucket", "access_key", "secret_key")
@@ -45,6 +40,16 @@ def settings(config: Config, s3: S3, http_secret: str) -> dict[str, Any]:
     ]
     if missing:
         raise ConfigError(missing)
+
+
+def settings(config: Config, s3: S3, http_secret: str) -> dict[str, Any]:
+    """`config.yml` as a dict.
+
+    `s3` has every field filled (the embedded server's when `config.s3.endpoint` is empty).
+    `http_secret` signs the state of unfinished uploads: the same after a restart, so that they go
+    on. Raises `ConfigError` when the bucket cannot be named.
+    """
+    complete(s3)
     return {
         "version": 0.1,
         "log": {"level": "warn", "formatter": "json", "accesslog": {"disabled": True}},

@@ -17,11 +17,11 @@ from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError, from_code
 from mayfly.host.runners import teardown
-from mayfly.registry import distribution
 from mayfly.stack import (
     hosts,
     preflight,
     record,
+    registry,
     seaweed,
     secrets,
     services,
@@ -33,7 +33,6 @@ from mayfly.stack.prepare import prepare
 from mayfly.stack.process import Process
 from mayfly.stack.services import Service
 from mayfly.stack.supervise import Progress, Supervisor
-from mayfly.tools import tools_dir
 
 Prepare = Callable[[Config, Progress], Awaitable[None]]
 """Something long that is made once every program serves; raises `MayflyError` to end it all."""
@@ -161,12 +160,13 @@ def _make_state(config: Config, now: datetime) -> tuple[Service, ...]:
     users.make_folders(config.state)
     place(config.state / "version", f"{preflight.VERSION}\n".encode(), mode=PUBLIC)
     secrets.ensure(config, now)
-    s3 = config.s3 if config.s3.endpoint else seaweed.prepare(config, now)
-    http_secret = secrets.http(config).decode()
-    registry = distribution.text(distribution.settings(config, s3, http_secret))
-    place(config.state / "registry" / "config.yml", registry.encode(), owner=users.REGISTRY)
-    written = settings.write(config)
-    return services.table(config, s3, tools_dir(config.cache) / "registry", written)
+    config = registry.settle(config)
+    embedded = None
+    if not config.registry.external:
+        s3 = config.s3 if config.s3.endpoint else seaweed.prepare(config, now)
+        program = registry.program(config)
+        embedded = services.Embedded(program, registry.configure(config, s3), s3)
+    return services.table(config, embedded, settings.write(config))
 
 
 def _unwritable(error: OSError) -> InfrastructureError:

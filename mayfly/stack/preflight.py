@@ -9,7 +9,7 @@ from pathlib import Path
 from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
-from mayfly.stack import record, seaweed, supervise
+from mayfly.stack import loopback, record, registry, seaweed, supervise
 from mayfly.stack.files import read
 from mayfly.stack.record import Record
 from mayfly.tools import tools_dir
@@ -93,13 +93,14 @@ def _faults(config: Config, left: Record | None) -> Iterator[MayflyError]:
         tools_dir(config.cache)
     except MayflyError as error:
         yield error
-    if not config.s3.endpoint:
+    yield from registry.faults(config)
+    if not config.s3.endpoint and not config.registry.external:
         try:
             seaweed.binary()
         except MayflyError as error:
             yield error
         if "s3" not in running and (seaweed.folder(config) / "ports.json").exists():
-            taken = seaweed.taken(seaweed.ports(seaweed.folder(config)).values())
+            taken = loopback.taken(seaweed.ports(seaweed.folder(config)).values())
             if taken:
                 yield MachineUnfit(
                     f"port {taken[0]} of the embedded S3 service is used by another program",

@@ -9,21 +9,18 @@ certificate or a signed token that only this process has (`security`), or are sh
 from __future__ import annotations
 
 import json
-import random
 import secrets
 import shutil
-import socket
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mayfly import users
 from mayfly.config import S3, Config
-from mayfly.errors import InfrastructureError, MachineUnfit
-from mayfly.stack import certificates
+from mayfly.errors import MachineUnfit
+from mayfly.stack import certificates, loopback
 from mayfly.stack import secrets as secrets_
 from mayfly.stack.files import place, read
 
@@ -89,19 +86,7 @@ def prepare(config: Config, now: datetime) -> S3:
 
 def ports(place_: Path) -> Mapping[str, int]:
     """The ports of this state: chosen once, then kept in `ports.json`."""
-    text = read(place_ / "ports.json", users.S3)
-    if text:
-        kept: dict[str, int] = json.loads(text)
-        if set(kept) == set(PORTS):
-            return kept
-    chosen = dict(zip(PORTS, _free(len(PORTS)), strict=True))
-    _write(place_ / "ports.json", chosen)
-    return chosen
-
-
-def taken(numbers: Iterable[int]) -> tuple[int, ...]:
-    """Those of the loopback ports that something listens at."""
-    return tuple(number for number in numbers if not _bindable(number))
+    return loopback.ports(place_ / "ports.json", PORTS, owner=users.S3)
 
 
 def argv(program: Path, place_: Path, ports: Mapping[str, int]) -> tuple[str, ...]:
@@ -176,30 +161,3 @@ def _fresh_keys() -> dict[str, str]:
 
 def _write(path: Path, value: object) -> None:
     place(path, json.dumps(value, indent=2).encode() + b"\n", owner=users.S3)
-
-
-def _free(count: int) -> Iterator[int]:
-    """Free loopback ports below the range from which outgoing connections take theirs."""
-    candidates = random.SystemRandom().sample(range(20_000, 32_000), 1000)
-    with ExitStack() as held:
-        for number in candidates:
-            if count and _bindable(number, held):
-                count -= 1
-                yield number
-    if count:
-        raise InfrastructureError("no free ports on 127.0.0.1", hint="end what listens there")
-
-
-def _bindable(number: int, held: ExitStack | None = None) -> bool:
-    probe = socket.socket()
-    try:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", number))
-    except OSError:
-        probe.close()
-        return False
-    if held is None:
-        probe.close()
-    else:
-        held.enter_context(probe)
-    return True

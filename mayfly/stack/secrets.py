@@ -40,6 +40,7 @@ def ensure(config: Config, now: datetime) -> None:
     lease = key(keys / "lease.key", users.ORCHESTRATOR)
     place(keys / "lease.pub", tokens.public(lease), mode=PUBLIC)
     gateway = key(keys / "gateway.key", users.EDGE)
+    place(keys / "gateway.pub", tokens.public(gateway), mode=PUBLIC)
     place(keys / "gateway.jwks", tokens.jwks(tokens.public(gateway)).encode(), mode=PUBLIC)
 
     ca_key = certificates.load_key(key(ca / "ca.key"))

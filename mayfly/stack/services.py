@@ -71,11 +71,22 @@ class Service:
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
-def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Service, ...]:
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The registry that Mayfly runs: its program, the file that configures it, and its bucket,
+    of which everything is known (`seaweed.prepare`, or the configured one).
+    """
+
+    program: Path
+    file: Path
+    s3: S3
+
+
+def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Service, ...]:
     """Every program, in the order of starting; they are stopped in the reverse order.
 
-    `s3` is complete (`seaweed.prepare`, or the configured one), `registry` is distribution's
-    program, `settings` the file with the configuration for all of them.
+    The kind of registry in `config` is settled; `registry` is None where it is somebody else's.
+    `settings` is the file with the configuration for all of them.
     """
     python = (sys.executable, "-I", "-m")
     code = (Path(sys.prefix), Path(mayfly.__file__).parent, config.state)
@@ -85,49 +96,8 @@ def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Servi
     base |= {"MAYFLY_CONFIG": str(settings), "MAYFLY_STATE": str(config.state)}
     run = config.run
 
-    services: list[Service] = []
-    if not config.s3.endpoint:
-        place = seaweed.folder(config)
-        services.append(
-            Service(
-                name="s3",
-                argv=seaweed.argv(seaweed.binary(), place, seaweed.ports(place)),
-                uid=users.S3,
-                cwd=seaweed.data(config),
-                env=base | {"HOME": str(seaweed.data(config)), "GOMEMLIMIT": seaweed.MEMORY},
-                needs=(config.state, seaweed.binary()),
-                ready=Probe(s3.endpoint.removeprefix("http://"), "/", frozenset({200, 403})),
-                # Its orderly end waits 15 s for connections among its own parts. What is written is
-                # with the kernel at once, so a kill loses nothing; tests/stack/test_seaweed.py.
-                stop_s=2,
-            )
-        )
+    services = [] if registry is None else _registry(config, registry, base, python, code, version)
     services += [
-        Service(
-            name="bucket",
-            argv=(*python, "mayfly.registry.bucket"),
-            uid=users.REGISTRY,
-            cwd=config.state / "registry",
-            env=base
-            | {
-                "MAYFLY_S3__ENDPOINT": json.dumps(s3.endpoint),
-                "MAYFLY_S3__ACCESS_KEY": json.dumps(s3.access_key),
-                "MAYFLY_S3__SECRET_KEY": json.dumps(s3.secret_key),
-            },
-            needs=code,
-            once=True,
-        ),
-        Service(
-            name="registry",
-            argv=(str(registry), "serve", str(config.state / "registry" / "config.yml")),
-            uid=users.REGISTRY,
-            cwd=config.state / "registry",
-            # Of the machine's own variables none: AWS_CA_BUNDLE would end distribution at once.
-            env={"PATH": base["PATH"], "HOME": "/nonexistent", "OTEL_TRACES_EXPORTER": "none"},
-            needs=(config.state, registry),
-            ready=Probe(distribution.socket(config), "/v2/", frozenset({401})),
-            version=f"{version} {_digest(config.state / 'registry' / 'config.yml')}",
-        ),
         Service(
             name="host",
             argv=(*python, "mayfly.host"),
@@ -148,7 +118,7 @@ def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Servi
             ready=Probe(
                 reachable(config.server.listen),
                 "/v2/",
-                frozenset({401}),
+                frozenset({401 if registry else 404}),
                 config.state / "ca" / "ca.crt",
                 config.server.name,
             ),
@@ -167,6 +137,69 @@ def table(config: Config, s3: S3, registry: Path, settings: Path) -> tuple[Servi
         ),
     ]
     return tuple(services)
+
+
+def _registry(
+    config: Config,
+    registry: Embedded,
+    base: Mapping[str, str],
+    python: tuple[str, ...],
+    code: tuple[Path, ...],
+    version: str,
+) -> list[Service]:
+    """The object store, unless it is somebody else's; the bucket; the registry."""
+    s3, services = registry.s3, list[Service]()
+    if not config.s3.endpoint:
+        place = seaweed.folder(config)
+        services.append(
+            Service(
+                name="s3",
+                argv=seaweed.argv(seaweed.binary(), place, seaweed.ports(place)),
+                uid=users.S3,
+                cwd=seaweed.data(config),
+                env={**base, "HOME": str(seaweed.data(config)), "GOMEMLIMIT": seaweed.MEMORY},
+                needs=(config.state, seaweed.binary()),
+                ready=Probe(s3.endpoint.removeprefix("http://"), "/", frozenset({200, 403})),
+                # Its orderly end waits 15 s for connections among its own parts. What is written is
+                # with the kernel at once, so a kill loses nothing; tests/stack/test_seaweed.py.
+                stop_s=2,
+            )
+        )
+    is_zot = config.registry.kind == "zot"
+    # Both read the key of the edge when they start, and never again.
+    files = " ".join(_digest(path) for path in (registry.file, distribution.jwks(config)))
+    services += [
+        Service(
+            name="bucket",
+            argv=(*python, "mayfly.registry.bucket"),
+            uid=users.REGISTRY,
+            cwd=config.state / "registry",
+            env={
+                **base,
+                "MAYFLY_S3__ENDPOINT": json.dumps(s3.endpoint),
+                "MAYFLY_S3__ACCESS_KEY": json.dumps(s3.access_key),
+                "MAYFLY_S3__SECRET_KEY": json.dumps(s3.secret_key),
+            },
+            needs=code,
+            once=True,
+        ),
+        Service(
+            name="registry",
+            argv=(str(registry.program), "serve", str(registry.file)),
+            uid=users.REGISTRY,
+            cwd=config.state / "registry",
+            # Of the machine's own variables none: AWS_CA_BUNDLE would end distribution at once.
+            env={"PATH": base["PATH"], "HOME": "/nonexistent", "OTEL_TRACES_EXPORTER": "none"},
+            needs=(config.state, registry.program),
+            ready=Probe(
+                f"127.0.0.1:{config.registry.port}" if is_zot else distribution.socket(config),
+                "/v2/",
+                frozenset({401}),
+            ),
+            version=f"{version} {files}",
+        ),
+    ]
+    return services
 
 
 def reachable(listen: str) -> str:

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from mayfly.registry import bucket, grants
-from mayfly.registry.distribution import ROOT
+from mayfly.registry import bucket, distribution, grants, zot
 from mayfly.stack import lifecycle
 from tests.stack_fixture import Stack, oci_image
 
@@ -31,6 +30,10 @@ pytestmark = pytest.mark.services
 def repo() -> str:
     """A repo of this test's own."""
     return f"team/r{secrets.token_hex(4)}"
+
+
+def is_zot(stack: Stack) -> bool:
+    return stack.config.registry.kind == "zot"
 
 
 def push(stack: Stack, token: str, image: Path, name: str, *, check: bool = True) -> str:
@@ -61,8 +64,9 @@ def test_an_image_goes_up_and_comes_down_and_lies_in_the_bucket(
     keys: list[str] = []
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=stack.s3.bucket):
         keys += [each["Key"] for each in page.get("Contents", [])]
-    (key,) = [key for key in keys if key.endswith(f"{layer.partition(':')[2]}/data")]
-    assert key.startswith(ROOT.lstrip("/"))
+    hexadecimal = layer.partition(":")[2]
+    (key,) = [key for key in keys if key.removesuffix("/data").endswith(hexadecimal)]
+    assert key.startswith((zot.ROOT if is_zot(stack) else distribution.ROOT).lstrip("/"))
     body = client.get_object(Bucket=stack.s3.bucket, Key=key)["Body"].read()
     assert hashlib.sha256(body).hexdigest() == layer.partition(":")[2]
 
@@ -144,7 +148,13 @@ def test_a_mount_needs_pull_on_its_source(stack: Stack, repo: str, tmp_path: Pat
     # Not granted: an ordinary upload is begun instead, and the blob is not there.
     assert stack.curl(f"{path}other/{name}", "-X", "POST", token=base).status == 202
     assert stack.curl(f"/v2/images/{repo}/blobs/{layer}", "-I", token=base).status == 404
+    assert stack.curl(f"{path.partition('&')[0]}", "-X", "POST", token=base).status == 202
     answer = stack.curl(f"{path}{name}", "-X", "POST", token=base)
+    if is_zot(
+        stack
+    ):  # which mounts nothing, since without `dedupe` it looks into no other repository
+        assert answer.status == 202
+        return
     assert answer.status == 201
     assert answer.headers["location"] == f"/v2/images/{repo}/blobs/{layer}"
     assert stack.curl(f"/v2/images/{repo}/blobs/{layer}", "-I", token=base).status == 200
@@ -162,7 +172,7 @@ def test_parts_heads_and_conditions_pass_through(stack: Stack, repo: str, tmp_pa
     assert (head.status, int(head.headers["content-length"]) > 100_000) == (200, True)
     assert head.headers["docker-content-digest"] == layer
     same = stack.curl(path, "-H", f'If-None-Match: "{layer}"', token=token)
-    assert same.status == 304
+    assert same.status == (200 if is_zot(stack) else 304), "zot knows no conditions"
     tag = stack.curl(f"/v2/images/{repo}/manifests/1", "-I", *OCI, token=token)
     assert tag.headers["docker-content-digest"] == manifest
 

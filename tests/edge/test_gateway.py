@@ -103,12 +103,16 @@ def test_a_strange_method_is_refused() -> None:
 
 
 def test_the_catalog_is_its_own_thing() -> None:
-    assert need("GET", "/v2/_catalog?n=5").asked == (grants.CATALOG,)
+    found = need("GET", "/v2/_catalog?n=5")
+    assert found.asked == (grants.CATALOG,)
+    assert grants.CATALOG in found.passed, "as distribution calls it"
+    assert Access("", PULL) in found.passed, "as zot calls it"
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2", "/v2/?x"])
 def test_the_front_door_needs_a_token_and_no_grant(path: str) -> None:
-    assert need("GET", path).asked == ()
+    found = need("GET", path)
+    assert (found.target, found.asked) == ("/v2/", ())
 
 
 @pytest.mark.parametrize("order", ["mount={d}&from={f}", "from={f}&mount={d}"])
@@ -119,6 +123,11 @@ def test_a_mount_wants_pull_on_its_source_and_can_go_without(order: str) -> None
     assert found.optional == (Access("images/base/debian", PULL),)
     assert found.target.endswith(query + "&x=1")
     assert found.target_without == "/v2/images/o/r/blobs/uploads/?x=1"
+
+
+def test_a_mount_from_wherever_the_registry_finds_the_blob_is_an_upload() -> None:
+    found = need("POST", f"/v2/o/r/blobs/uploads/?mount={DIGEST}&x=1")
+    assert (found.target, found.optional) == ("/v2/o/r/blobs/uploads/?x=1", ())
 
 
 def test_every_source_that_is_named_counts() -> None:

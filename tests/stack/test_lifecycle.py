@@ -107,6 +107,19 @@ def test_up_again_after_a_kill_down_and_nothing_left(config: Config) -> None:
     assert not list(Path("/tmp").glob("seaweedfs*"))
 
 
+def test_beside_somebody_elses_registry_no_registry_and_no_bucket_run(config: Config) -> None:
+    registry = config.registry.model_copy(update={"kind": "external", "images": "ghcr.io/acme"})
+    config = config.model_copy(update={"registry": registry})
+    status = stack.up(config, True, print)
+    assert status is not None
+    assert tuple(service.name for service in status.services) == ("host", "edge", "orchestrator")
+    ca = str(config.state / "trust" / "ca.crt")
+    assert curl("--cacert", ca, f"{config.url}/healthz").status == 200
+    answer = curl("--cacert", ca, f"{config.url}/v2/")
+    assert answer.status == 404
+    assert "images are at ghcr.io/acme" in answer.body
+
+
 def test_down_ends_what_a_killed_supervisor_left(config: Config) -> None:
     status = stack.up(config, True, print)
     assert status is not None

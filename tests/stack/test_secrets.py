@@ -32,6 +32,7 @@ OWNERS = {
     "keys/lease.pub": (0, 0o644),
     "keys/gateway.key": (users.EDGE, 0o600),
     "keys/gateway.jwks": (0, 0o644),
+    "keys/gateway.pub": (0, 0o644),
     "keys/admin.sha256": (users.ORCHESTRATOR, 0o600),
     "registry/http.secret": (users.REGISTRY, 0o600),
 }
