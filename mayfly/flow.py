@@ -18,19 +18,18 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from mayfly import tools
+from mayfly import client, tools
 from mayfly.build import (
     bake,
     buildx,
     cache,
     check,
-    credentials,
     dockerfile,
     progress,
     repo,
@@ -39,13 +38,13 @@ from mayfly.build import (
 from mayfly.build import result as results
 from mayfly.build.args import BuildArgs, parse
 from mayfly.build.holding import Api, Show, held, patiently, ready
-from mayfly.build.reference import host_of, repository_of
 from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
-from mayfly.config import Config
+from mayfly.config import Config, Registry
 from mayfly.errors import Denied, InfrastructureError, MayflyError
 from mayfly.model import LeaseRequest, Outcome
-from mayfly.registry import grants
+from mayfly.registry import credentials, grants
+from mayfly.registry.reference import host_of, repository_of
 from mayfly.wire import LeaseJson, VerdictJson
 
 
@@ -53,7 +52,8 @@ from mayfly.wire import LeaseJson, VerdictJson
 class Request:
     """A build that nothing is known to be wrong with yet.
 
-    `bases` are the images that its Dockerfiles name, as far as they can be read off.
+    `bases` are the images that its Dockerfiles name, as far as they can be read off. `registry` is
+    the farm's choice of a registry, `caches` where in it layer caches are.
     """
 
     args: BuildArgs
@@ -64,6 +64,8 @@ class Request:
     buildx: Path
     environ: Mapping[str, str]
     bases: tuple[str, ...] = ()
+    registry: Registry = field(default_factory=Registry)
+    caches: str = ""
 
 
 def prepare(
@@ -77,16 +79,18 @@ def prepare(
     """The request in `argv` (what follows the verb), checked as far as it can be here.
 
     `verb` is `build` or `bake`. Raises `UsageError` (a flag, the definition, a context, a
-    Dockerfile, a name), `Denied` (a push to a name that this repo's builds may not write) and
-    `MachineUnfit` (buildx is not built).
+    Dockerfile, a name, what is configured for somebody else's registry), `Denied` (a push to a
+    name that this repo's builds may not write) and `MachineUnfit` (buildx is not built).
     """
     if verb == "bake":
         args = definition(argv, config, environ)
     else:
-        args = parse(argv, config.registry_host, docker=check.docker_answers(environ))
+        args = parse(argv, config.images, docker=check.docker_answers(environ))
     check.files(args, cwd)
     check.leave(args, environ, cwd)
     name = grants.check_repo(repo.name(args, environ, cwd))
+    credentials.farms(config.registry)
+    _trust(config.registry)
     _check_tags(args, name, config.registry_host)
     return Request(
         args=args,
@@ -97,6 +101,8 @@ def prepare(
         buildx=buildx_of(config),
         environ=environ,
         bases=dockerfile.named(args.targets, cwd),
+        registry=config.registry,
+        caches=config.caches,
     )
 
 
@@ -107,7 +113,7 @@ def definition(argv: Sequence[str], config: Config, environ: Mapping[str, str]) 
     """
     read = partial(bake.printed, lambda: buildx_of(config), environ)
     docker = check.docker_answers(environ)
-    return bake.parse(argv, config.registry_host, read, docker=docker)
+    return bake.parse(argv, config.images, read, docker=docker)
 
 
 def buildx_of(config: Config) -> Path:
@@ -194,13 +200,13 @@ async def _attempt(
     args = request.args
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
-    where = cache.references(request.registry_host, request.repo, args)
+    where = cache.references(request.caches, request.repo, args)
     started_at = time.monotonic()
-    asking = asyncio.create_task(cache.found(relay.url, where, relay.token, tls))
     try:
-        given = await _credentials(request, relay.token, folder)
+        given = await _credentials(request, relay.token, folder, where.values())
         for line in given.warnings:
             show(line)
+        asking = asyncio.create_task(cache.found(_door(request, relay, given), where))
         async with ssh.connect(relay, key) as tunnel:
             await tunnel.forward(folder.socket)
             caches = await asking
@@ -219,7 +225,7 @@ async def _attempt(
             ended = given.ends_at < time.monotonic() and not args.stdin
             if ended and results.unpublished(ran, alive=alive):
                 show("a registry's token ended before the push: again, with a fresh one")
-                await _credentials(request, relay.token, folder)
+                await _credentials(request, relay.token, folder, where.values())
                 ran = await run()
                 alive = ran.status == 0 or await tunnel.alive()
     except (InfrastructureError, Denied) as error:
@@ -227,13 +233,31 @@ async def _attempt(
     return results.attempt(view, ran, metadata, alive=alive, connect_s=connect_s)
 
 
-async def _credentials(request: Request, token: str, folder: buildx.Folder) -> credentials.Given:
+async def _credentials(
+    request: Request, token: str, folder: buildx.Folder, caches: Iterable[str]
+) -> credentials.Given:
     """Put all that this build's runner may ask for where buildx answers from."""
-    wants = credentials.wanted(request.bases, request.args.references)
-    users = credentials.Logins(request.environ)
-    given = await credentials.gather({request.registry_host: token}, wants, users)
+    ours = {} if request.registry.external else {request.registry_host: token}
+    wants = credentials.wanted(request.bases, [*request.args.references, *caches])
+    logins = credentials.Logins(request.environ, credentials.farms(request.registry))
+    given = await credentials.gather(ours, wants, logins, _trust(request.registry))
     folder.write_logins(given.config)
     return given
+
+
+def _trust(registry: Registry) -> ssl.SSLContext | None:
+    """Whom to trust at other registries; None: whom the system does. Raises `UsageError`."""
+    return client.tls_context(Path(registry.ca)) if registry.ca else None
+
+
+def _door(request: Request, relay: ssh.Relay, given: credentials.Given) -> cache.Door:
+    """Where to ask for layer caches: the edge, or somebody else's registry itself."""
+    if not request.registry.external:
+        url = relay.url.rstrip("/").replace("ws", "http", 1)
+        return cache.Door(url, f"Bearer {relay.token}", relay.tls)
+    host = host_of(request.caches)
+    url = f"https://{credentials.registry_of(host)}"
+    return cache.Door(url, given.authorization(host), _trust(request.registry))
 
 
 async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:

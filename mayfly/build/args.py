@@ -16,9 +16,9 @@ from typing import Any
 
 from mayfly.build.flags import BUILD, Arg, split
 from mayfly.errors import UsageError
+from mayfly.registry.reference import image
 
 PROGRESS = frozenset({"auto", "none", "plain", "quiet", "rawjson", "tty"})
-IMAGES = "images/"
 
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 _HOST = r"(?:\[[0-9a-fA-F:]+\]|[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?)(?::[0-9]+)?"
@@ -148,13 +148,14 @@ class Given:
         return any(a.on for a in self.args if a.flag == flag)
 
 
-def parse(argv: Sequence[str], registry_host: str, *, docker: bool = False) -> BuildArgs:
+def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildArgs:
     """What `mayfly build` is asked for. `docker`: a Docker daemon is there for `--load`.
+    `registry` is where `images/…` is, as `reference.image` takes it.
 
     Raises `UsageError` for whatever can be known to be wrong without looking at a file.
     """
     args = split(argv, BUILD)
-    full = [a.with_value(whole(a.value, registry_host)) if a.flag == "tag" else a for a in args]
+    full = [a.with_value(whole(a.value, registry)) if a.flag == "tag" else a for a in args]
     given = Given(tuple(full))
     context = _context(given.values(""))
     refuse(given)
@@ -280,13 +281,13 @@ def refuse(given: Given) -> None:
             )
 
 
-def whole(tag: str, registry_host: str) -> str:
-    """A tag as BuildKit must see it: `images/…` is Mayfly's registry, the rest as it is."""
+def whole(tag: str, registry: str) -> str:
+    """A tag as BuildKit must see it: `images/…` is the farm's registry, the rest as it is."""
     if not _REFERENCE.fullmatch(tag):
         raise UsageError(
             f"-t {tag!r} is no image name", hint="write it lower-case, as images/OWNER/NAME:TAG"
         )
-    return f"{registry_host}/{tag}" if tag.startswith(IMAGES) else tag
+    return image(registry, tag)
 
 
 def parse_fields(text: str) -> dict[str, str]:

@@ -46,10 +46,8 @@ def looks(argv: Sequence[str]) -> str:
     return "print" if flags == {"print"} else "list" if flags else ""
 
 
-def parse(
-    argv: Sequence[str], registry_host: str, read: Read, *, docker: bool = False
-) -> BuildArgs:
-    """What `mayfly bake` is asked for. `docker`: a Docker daemon is there for `--load`.
+def parse(argv: Sequence[str], registry: str, read: Read, *, docker: bool = False) -> BuildArgs:
+    """What `mayfly bake` is asked for; `registry` and `docker` as in `args.parse`.
 
     Raises `UsageError` for a wrong flag, for what `read` refuses, and for whatever the plan asks of
     a runner that it must not do.
@@ -63,7 +61,7 @@ def parse(
             hint="clone it, and run `mayfly bake` in the clone",
         )
     progress, key = arguments.progress(given), arguments.cache_key(given)
-    plan = _whole(read(_definition(given)), registry_host)
+    plan = _whole(read(_definition(given)), registry)
     targets = tuple(_target(name, entry) for name, entry in plan["target"].items())
     for target in targets:
         outputs = plan["target"][target.name].get("output", [])
@@ -161,10 +159,10 @@ def _refused(said: str) -> UsageError:
     )
 
 
-def _whole(plan: Mapping[str, Any], registry_host: str) -> dict[str, Any]:
+def _whole(plan: Mapping[str, Any], registry: str) -> dict[str, Any]:
     """The plan with `images/…` names made whole. Raises `UsageError` for what is no name."""
     targets = {
-        name: {**entry, "tags": [arguments.whole(tag, registry_host) for tag in entry["tags"]]}
+        name: {**entry, "tags": [arguments.whole(tag, registry) for tag in entry["tags"]]}
         if entry.get("tags")
         else entry
         for name, entry in plan.get("target", {}).items()

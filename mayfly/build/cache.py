@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import ssl
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from mayfly.build.args import BuildArgs
+from mayfly.registry.reference import repository_of
 
 TRUST = "trusted"  # the cache's zone; proven per lease by a later issue
 TIMEOUT_S = 5.0
@@ -25,40 +27,59 @@ class Cache:
     warm: bool
 
 
-def references(registry_host: str, repo: str, args: BuildArgs) -> Mapping[str, str]:
-    """The cache of each target, by the target's name; those of a definition do not share one."""
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How to ask a registry: its URL, what to send as `Authorization`, and whom to trust."""
+
+    url: str
+    authorization: str
+    tls: ssl.SSLContext | None
+
+
+def references(caches: str, repo: str, args: BuildArgs) -> Mapping[str, str]:
+    """The cache of each target, by the target's name; those of a definition do not share one.
+
+    `caches` is as `reference` takes it.
+    """
     if args.verb == "build":
-        return {"": reference(registry_host, repo, args.cache_key, args.target)}
+        return {"": reference(caches, repo, args.cache_key, args.target)}
     front = f"{args.cache_key}-" if args.cache_key else ""
-    return {name: reference(registry_host, repo, "", front + name) for name in args.names}
+    return {name: reference(caches, repo, "", front + name) for name in args.names}
 
 
-async def found(
-    relay_url: str, where: Mapping[str, str], token: str, tls: ssl.SSLContext | None
-) -> Mapping[str, Cache]:
+async def found(door: Door, where: Mapping[str, str]) -> Mapping[str, Cache]:
     """Which caches are warm, asked all at once. Never raises."""
-    warm = await asyncio.gather(*(exists(relay_url, ref, token, tls) for ref in where.values()))
+    warm = await asyncio.gather(*(exists(door, reference) for reference in where.values()))
     return {name: Cache(where[name], is_warm) for name, is_warm in zip(where, warm, strict=True)}
 
 
-def reference(registry_host: str, repo: str, key: str, target: str) -> str:
-    """The image reference of the cache: by `key`, else by the Dockerfile's target, else default."""
+def reference(caches: str, repo: str, key: str, target: str) -> str:
+    """The image reference of the cache: by `key`, else by the Dockerfile's target, else default.
+
+    `caches` is Mayfly's own registry (`HOST:PORT`), where each cache is a repository, or the one
+    repository that somebody else's has for them (`HOST/OWNER/NAME`), where each is a tag: not every
+    registry makes repositories for the asking, or has room in their names.
+    """
     name = key or re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-") or "default"
-    return f"{registry_host}/cache/{TRUST}/{repo}/{name}"
+    if "/" not in caches:
+        return f"{caches}/cache/{TRUST}/{repo}/{name}"
+    # Readable, and by the digest never another cache's, whatever `-` stands for.
+    digest = hashlib.sha256("\n".join((TRUST, repo, name)).encode()).hexdigest()[:16]
+    return f"{caches}:{f'{TRUST}-{repo}-{name}'.replace('/', '-')[:100]}-{digest}"
 
 
-async def exists(relay_url: str, where: str, token: str, tls: ssl.SSLContext | None) -> bool:
+async def exists(door: Door, where: str) -> bool:
     """False when the registry says that there is no such cache; True also when it does not say.
 
     Without asking, the first build of each repo would show an error of BuildKit's. Never raises.
     """
-    edge = relay_url.rstrip("/").replace("ws", "http", 1)
-    url = f"{edge}/v2/{where.partition('/')[2]}/manifests/latest"
-    headers = {"Authorization": f"Bearer {token}", "Accept": _MANIFESTS}
+    tag = where.rpartition("/")[2].partition(":")[2] or "latest"
+    url = f"{door.url}/v2/{repository_of(where)}/manifests/{tag}"
+    headers = {"Authorization": door.authorization, "Accept": _MANIFESTS}
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session,
-            session.head(url, headers=headers, ssl=tls or True) as answer,
+            session.head(url, headers=headers, ssl=door.tls or True) as answer,
         ):
             return answer.status != 404
     except (TimeoutError, aiohttp.ClientError, OSError):

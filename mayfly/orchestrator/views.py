@@ -124,7 +124,7 @@ def status(
     return {
         "version": __version__,
         "accelerator": accelerator,
-        "registry": config.registry_host,
+        "registry": config.images,
         "golden": golden,
         "pool": pool,
         "leases": [lease(row, config, position=line.get(row.id)) for row in leases],

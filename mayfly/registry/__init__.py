@@ -1,1 +1,1 @@
-"""Who may do what in the registry, the tokens that say so, and how distribution is run on S3."""
+"""Who may do what in a registry and as whom, the tokens that say so, and how registries are run."""

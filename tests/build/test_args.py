@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mayfly import tools
 from mayfly.build import args, flags
-from mayfly.build.reference import host_of
 from mayfly.errors import MachineUnfit, UsageError
+from mayfly.registry.reference import host_of
 
 HOST = "registry.mayfly.internal:5000"
 # Neither a refused value, nor a name in Mayfly's registry, nor a flag.

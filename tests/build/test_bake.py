@@ -13,9 +13,9 @@ import pytest
 
 from mayfly import flow, tools
 from mayfly.build import args, bake, buildx, cache, check
-from mayfly.build.reference import host_of
 from mayfly.config import Config
 from mayfly.errors import Denied, MachineUnfit, UsageError
+from mayfly.registry.reference import host_of
 
 HOST = "registry.mayfly.internal:5000"
 HCL = """

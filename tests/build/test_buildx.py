@@ -65,12 +65,12 @@ async def test_whether_there_is_a_cache_yet() -> None:
     app = web.Application()
     app.router.add_get("/v2/cache/trusted/o/r/{key}/manifests/latest", manifest)
     async with TestServer(app) as server:
-        relay = f"ws://127.0.0.1:{server.port}"
+        door = cache.Door(f"http://127.0.0.1:{server.port}", "Bearer t", None)
         for key, there in (("none", False), ("some", True), ("broken", True)):
             where = f"{HOST}/cache/trusted/o/r/{key}"
-            assert await cache.exists(relay, where, "t", None) is there
+            assert await cache.exists(door, where) is there
     assert asked[0] == ("/v2/cache/trusted/o/r/none/manifests/latest", "Bearer t")
-    assert await cache.exists(relay, CACHE, "t", None), "nobody says that there is none"
+    assert await cache.exists(door, CACHE), "nobody says that there is none"
 
 
 def test_the_result_stays_in_the_cache_unless_told_otherwise() -> None:

@@ -16,16 +16,19 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, credentials, holding, ssh
+from mayfly.build import args, bake, holding, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import Cancelled, Denied, InfrastructureError, QueueTimeout, Terminated
 from mayfly.model import Outcome
+from mayfly.registry import credentials
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
 from tests.build.test_ssh import echo
+from tests.build.third_party import third_party
 from tests.flow.fake_farm import FakeFarm
 
 HOST = "registry.mayfly.internal:5000"
+CACHE = f"{HOST}/cache/trusted/o/r/default"
 OTHER_KEY = ssh.public_line(ssh.new_key())
 DIGEST = "sha256:" + "ab" * 32
 # A buildx that keeps notes, speaks to the forwarded socket, and then does what BEHAVE says.
@@ -108,7 +111,7 @@ def request(tmp_path: Path, behave: str, *words: str, **more: str) -> flow.Reque
         **more,
     }
     parsed = args.parse([*words, "."], HOST)
-    return flow.Request(parsed, "o/r", "main", "manual", HOST, program, environ)
+    return flow.Request(parsed, "o/r", "main", "manual", HOST, program, environ, caches=HOST)
 
 
 async def build(asked: flow.Request, farm: FakeFarm, lines: list[str] | None = None) -> Result:
@@ -191,7 +194,7 @@ async def test_a_push_whose_token_ended_is_made_again_with_a_fresh_one(
     host, lines, asked = "third.example", list[str](), list[object]()
 
     async def gather(
-        ours: Mapping[str, str], wants: Mapping[str, object], logins: object
+        ours: Mapping[str, str], wants: Mapping[str, object], logins: object, tls: object
     ) -> credentials.Given:
         asked.append(wants)
         auths = {host: {"registrytoken": f"t{len(asked)}"}}
@@ -201,8 +204,40 @@ async def test_a_push_whose_token_ended_is_made_again_with_a_fresh_one(
     words = ("-t", f"{host}/o/r:1", "--push")
     result = await build(request(tmp_path, "expire", *words, THIRD=host), FakeFarm(runner), lines)
     assert result.outcome is Outcome.SUCCEEDED
-    assert asked == 2 * [credentials.wanted([], [f"{host}/o/r:1"])]
+    assert asked == 2 * [credentials.wanted([], [f"{host}/o/r:1", CACHE])]
     assert "a registry's token ended before the push: again, with a fresh one" in lines
+
+
+async def test_with_somebody_elses_registry_image_and_cache_go_there_by_its_tokens_alone(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    async with third_party(tmp_path) as (third, ca):
+        (tmp_path / "word").write_text("hush\n")
+        config = Config.model_validate(
+            {
+                "registry": {
+                    "kind": "external",
+                    "images": f"{third.address}/acme",
+                    "ca": str(ca),
+                    "username": "me",
+                    "password_file": str(tmp_path / "word"),
+                }
+            }
+        )
+        parsed = args.parse(["-t", "images/o/r:1", "--push", "."], config.images)
+        asked = replace(
+            request(tmp_path, ""), args=parsed, registry=config.registry, caches=config.caches
+        )
+        farm, lines = FakeFarm(runner), list[str]()
+        assert (await build(asked, farm, lines)).outcome is Outcome.SUCCEEDED
+    assert farm.reports[0]["images"] == (f"{third.address}/acme/o/r:1",)
+    token = "for repository:acme/mayfly-cache:pull,push repository:acme/o/r:pull,push"
+    logins = json.loads((tmp_path / "notes.logins").read_text())
+    assert logins == {"auths": {third.address: {"registrytoken": token}}}
+    words = json.loads((tmp_path / "notes").read_text().splitlines()[1])
+    exported = words[words.index("--cache-to") + 1]
+    assert f"ref={third.address}/acme/mayfly-cache:trusted-o-r-default-" in exported
+    assert "--cache-from" not in words, "it was asked, and there is none"
 
 
 async def test_an_image_that_could_not_be_pushed(tmp_path: Path, runner: FakeRunner) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 import stat
 import time
@@ -15,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.build.credentials import Login, Logins, challenges, gather, wanted
-from mayfly.build.reference import host_of, repository_of
-from mayfly.errors import Denied
+from mayfly.build.cache import reference
+from mayfly.config import Registry
+from mayfly.errors import Denied, UsageError
+from mayfly.registry.credentials import Given, Login, Logins, challenges, farms, gather, wanted
 from mayfly.registry.grants import Access
+from mayfly.registry.reference import host_of, image, repository_of
 from tests.build.third_party import ThirdParty, third_party
 from tests.stack_fixture import Stack
 
@@ -282,3 +285,72 @@ async def test_a_real_registry_takes_the_token_for_what_was_named_and_for_nothin
     assert stack.curl(f"/v2/images/a/base/{start}", "-X", "POST", token=token).status in (401, 403)
     assert stack.curl("/v2/images/a/base/manifests/x", token=token).status == 404
     assert stack.curl("/v2/images/b/app/manifests/x", token=token).status in (401, 403)
+
+
+def test_the_farms_own_login_is_for_its_registry(tmp_path: Path) -> None:
+    word = tmp_path / "word"
+    word.write_text("hush\nmore")
+    registry = Registry(
+        kind="external",
+        images="ghcr.io/acme",
+        cache="quay.io/acme/cache",
+        username="farm",
+        password_file=str(word),
+    )
+    login = Login("farm", "hush")
+    assert farms(registry) == {"ghcr.io": login, "quay.io": login}
+    assert farms(Registry()) == {}
+    word.unlink()
+    with pytest.raises(UsageError, match=r"password_file cannot be read.*own login"):
+        farms(registry)
+
+
+def test_what_a_registry_is_asked_with() -> None:
+    given = Given({HUB: {"registrytoken": "t"}, "basic.io": {"auth": "YTpi"}})
+    assert given.authorization("docker.io") == "Bearer t"
+    assert given.authorization("basic.io") == "Basic YTpi"
+    assert given.authorization("ghcr.io") == ""
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "reference"),
+    [
+        (FARM, "images/team/web:1", f"{FARM}/images/team/web:1"),
+        (FARM, "ghcr.io/a/b", "ghcr.io/a/b"),
+        ("ghcr.io/acme", "images/team/web:1", "ghcr.io/acme/team/web:1"),
+        ("git.example:3000/acme", "images/web", "git.example:3000/acme/web"),
+        ("docker.io/acme", "images/web:1", "docker.io/acme/web:1"),
+        ("docker.io/acme", "images/team/web:1", "docker.io/acme/team--web:1"),
+        ("docker.io/acme/all", "images/team/web", "docker.io/acme/all--team--web"),
+        ("docker.io/acme", "web:1", "web:1"),
+    ],
+)
+def test_what_images_stands_for(registry: str, name: str, reference: str) -> None:
+    assert image(registry, name) == reference
+
+
+PART = st.from_regex(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*", fullmatch=True)
+NAMES = st.lists(PART, min_size=1, max_size=4).map(lambda parts: "images/" + "/".join(parts))
+
+
+@given(NAMES, NAMES, st.sampled_from([FARM, "ghcr.io/acme", "docker.io/acme", "docker.io/a/b"]))
+def test_no_two_names_are_one_image(one: str, two: str, registry: str) -> None:
+    try:
+        found = image(registry, one), image(registry, two)
+    except UsageError:
+        assert "--" in one + two
+        return
+    assert (found[0] == found[1]) == (one == two)
+    assert all(repository_of(f"{name}:t").count("/") < 2 or "docker.io" not in name
+               for name in found)  # fmt: skip
+
+
+@given(NAMES, NAMES, PART, PART)
+def test_no_two_caches_are_one_tag(one: str, two: str, key: str, other: str) -> None:
+    caches = "docker.io/acme/mayfly-cache"
+    first = reference(caches, one.removeprefix("images/"), key, "")
+    second = reference(caches, two.removeprefix("images/"), other, "")
+    assert (first == second) == ((one, key) == (two, other))
+    where, _, tag = first.rpartition(":")
+    assert where == caches
+    assert re.fullmatch(r"\w[\w.-]{0,127}", tag, re.ASCII)

@@ -29,12 +29,12 @@ from typing import Any
 
 import httpx
 
-from mayfly.build.reference import DOCKER_HUB, host_of, repository_of
-from mayfly.errors import Denied, MayflyError
+from mayfly.config import Registry
+from mayfly.errors import Denied, UsageError
 from mayfly.registry.grants import PULL, PUSH, Access
+from mayfly.registry.reference import DOCKER_HUB, host_of, repository_of
 
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
-"""How Docker's configuration spells Docker Hub, and where its registry really is."""
 DOCKER_HUB_REGISTRY = "registry-1.docker.io"
 
 TIMEOUT_S = 10.0
@@ -87,6 +87,13 @@ class Given:
         """Docker's config.json: a runner can ask for what is in here and for nothing else."""
         return {"auths": {host: dict(entry) for host, entry in self.auths.items()}}
 
+    def authorization(self, host: str) -> str:
+        """What the header of that name says to a registry; empty without credentials for it."""
+        entry = self.auths.get(key_of(host), {})
+        if "auth" in entry:
+            return f"Basic {entry['auth']}"
+        return f"Bearer {entry['registrytoken']}" if "registrytoken" in entry else ""
+
 
 def wanted(reads: Iterable[str], writes: Iterable[str]) -> dict[str, tuple[Access, ...]]:
     """By registry, what a build needs that pulls the images `reads` and pushes `writes`. Pure."""
@@ -138,7 +145,7 @@ async def _one(
     http: httpx.AsyncClient, host: str, login: Login, access: tuple[Access, ...]
 ) -> Given:
     """The same for one registry."""
-    key = DOCKER_HUB_KEY if host == DOCKER_HUB else host
+    key = key_of(host)
     if login.registry:
         return Given({key: {"registrytoken": login.registry}})
     pushes = any(PUSH in item.actions for item in access)
@@ -195,6 +202,11 @@ async def _token(
     return Token(text, asked_at + max(float(lives_s), SHORTEST_S))
 
 
+def key_of(host: str) -> str:
+    """How Docker's configuration spells the registry that references call `host`."""
+    return DOCKER_HUB_KEY if host == DOCKER_HUB else host
+
+
 def registry_of(host: str) -> str:
     """Where the registry is that references call `host`."""
     return DOCKER_HUB_REGISTRY if host == DOCKER_HUB else host
@@ -230,7 +242,7 @@ class Logins:
         """The login for a registry, or None."""
         if host in self._extra:
             return self._extra[host]
-        key = DOCKER_HUB_KEY if host == DOCKER_HUB else host
+        key = key_of(host)
         if login := _entry(self._inline, key):
             return login
         helpers = self._file.get("credHelpers")
@@ -312,10 +324,19 @@ def _parsed(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def password_login(username: str, file: Path) -> Login:
-    """A login whose password is the first line of a file. Raises `MayflyError` naming the file."""
+def farms(registry: Registry) -> dict[str, Login]:
+    """The farm's own login for somebody else's registry, by host; empty when it names none.
+
+    The password is the first line of its file. Raises `UsageError` when that cannot be read.
+    """
+    if not registry.username:
+        return {}
     try:
-        text = file.read_text()
+        password = Path(registry.password_file).read_text().partition("\n")[0].strip("\r")
     except (OSError, UnicodeDecodeError) as error:
-        raise MayflyError(f"{file} cannot be read: {error}") from None
-    return Login(username, text.partition("\n")[0].strip("\r"))
+        raise UsageError(
+            f"registry.password_file cannot be read: {error}",
+            hint="ask who runs this farm, or use your own login: leave registry.username empty",
+        ) from None
+    places = filter(None, (registry.images, registry.cache))
+    return {host_of(place): Login(registry.username, password) for place in places}
