@@ -67,7 +67,11 @@ async def leased(config: Config, size: Size) -> AsyncIterator[Lease]:
     wanted = LeaseRequest(repo=REPO, ssh_public_key=ssh.public_line(key), size=size.name)
     async with client.from_environment(config) as api, stoppable() as stop:
         asked_at = time.monotonic()
-        async with held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (id_, holder):
+        async with held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (
+            id_,
+            holder,
+            _,
+        ):
             view = await ready(holder, id_, lambda _: None)
             ready_s = time.monotonic() - asked_at
             relay = ssh.relay_of(view, holder.tls)

@@ -153,10 +153,10 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
             stoppable() as stop,
             signals(stop, folder.remove),
             _builder(request, folder) as builder,
-            held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (lease, holder),
+            held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (lease, holder, page),
             progress.uploading(partial(holder.append_log, lease)) as log,
         ):
-            show(f"build {lease} of {request.repo}")
+            show(f"build {lease} of {request.repo}: {page}")
             while True:
                 view = await ready(holder, lease, show)
                 await builder

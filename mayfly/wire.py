@@ -18,13 +18,18 @@ class SizeJson(TypedDict):
 
 
 class AskedJson(TypedDict):
-    """The answer to `POST /v1/leases`. `token` opens this lease's routes and no others."""
+    """The answer to `POST /v1/leases`. `token` opens this lease's routes and no others.
+
+    `page_url` is for a browser: it carries a token that reads this build, for a day longer than the
+    lease can last, and does nothing else.
+    """
 
     id: str
     token: str
     state: str
     relay_url: str
     expires_at: str
+    page_url: str
 
 
 class RunnerJson(TypedDict):
@@ -109,6 +114,7 @@ class BuildJson(TypedDict):
     timings_s: dict[str, float]
     attempts: list[AttemptJson]
     log_url: str
+    page_url: str
 
 
 class GoldenJson(TypedDict):

@@ -62,8 +62,10 @@ class Api(Protocol):
 @asynccontextmanager
 async def held(
     api: Api, request: LeaseRequest, *, every_s: float, stop: Stop
-) -> AsyncIterator[tuple[str, Api]]:
-    """A lease for `request`, and the API as its holder sees it; heartbeats go on `every_s`.
+) -> AsyncIterator[tuple[str, Api, str]]:
+    """A lease for `request`, the API as its holder sees it, and the address of the build's page.
+
+    Heartbeats go on `every_s`.
 
     Leaving by an exception ends the lease with the outcome that the exception (or the reason of
     `stop`) stands for. When the orchestrator ends the lease, `stop` is called with how. Raises
@@ -80,7 +82,7 @@ async def held(
     lease, holder = asked["id"], api.holding(asked["token"])
     beats = asyncio.create_task(_heartbeats(lease, holder, every_s, stop))
     try:
-        yield lease, holder
+        yield lease, holder, asked["page_url"]
     except BaseException as error:
         with suppress(MayflyError, TimeoutError):
             await _give_back(holder, lease, stop.reason or error)

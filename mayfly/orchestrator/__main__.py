@@ -53,8 +53,12 @@ async def serve(config: Config, provider: Provider) -> None:
     """
     home, keys = config.state / "orchestrator", config.state / "keys"
     signing = _secret(keys / "lease.key")
-    holders = tokens.Verifier(tokens.public(signing), tokens.API)
-    verifiers = [trust.admin(_secret(keys / "admin.sha256").decode()), trust.lease_holder(holders)]
+    public = tokens.public(signing)
+    verifiers = [
+        trust.admin(_secret(keys / "admin.sha256").decode()),
+        trust.reader(tokens.Verifier(public, tokens.PAGE)),
+        trust.lease_holder(tokens.Verifier(public, tokens.API)),
+    ]
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket = config.run / "api" / "orchestrator.sock"
     socket.parent.mkdir(mode=0o750, parents=True, exist_ok=True)

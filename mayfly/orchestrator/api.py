@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mayfly import __version__
 from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
 from mayfly.model import MIB, Outcome
-from mayfly.orchestrator import docker, metrics
+from mayfly.orchestrator import docker, metrics, page
 from mayfly.orchestrator.forms import LeaseForm, ReportForm, Stop
 from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
 from mayfly.orchestrator.trust import Principal
@@ -63,8 +63,14 @@ def _holder(lease_id: str, who: Who) -> Principal:
     return who
 
 
+def _reader(lease_id: str, who: Who) -> Principal:
+    who.require_reading(lease_id)
+    return who
+
+
 Admin = Annotated[Principal, Depends(_admin)]
 Holder = Annotated[Principal, Depends(_holder)]
+Reader = Annotated[Principal, Depends(_reader)]
 Offset = Annotated[int, Query(ge=0, le=2**53)]
 
 
@@ -86,7 +92,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the orchestrator answers; the only route without a token."""
+        """Whether the orchestrator answers; needs no token."""
         return {"status": "ok", "version": __version__}
 
     @app.post("/v1/leases", status_code=201)
@@ -151,16 +157,26 @@ def create_app(service: Service) -> FastAPI:
         return service.builds()
 
     @app.get("/v1/builds/{lease_id}")
-    async def build(lease_id: str, service: Serve, _: Holder) -> BuildJson:
+    async def build(lease_id: str, service: Serve, _: Reader) -> BuildJson:
         """One build, running or ended."""
         return service.build(lease_id)
 
     @app.get("/v1/builds/{lease_id}/log")
     async def build_log(
-        lease_id: str, service: Serve, _: Holder, offset: Offset = 0
+        lease_id: str, service: Serve, _: Reader, offset: Offset = 0, follow: bool = False
     ) -> StreamingResponse:
-        """The build's log from `offset` on, as far as it goes now."""
-        return StreamingResponse(service.log(lease_id, offset), media_type="text/plain")
+        """The build's log from `offset` on, as far as it goes now; with `follow` until it ends."""
+        service.build(lease_id)  # a missing build is a 404, not a broken stream
+        text = service.follow(lease_id, offset) if follow else service.log(lease_id, offset)
+        headers = {"X-Content-Type-Options": "nosniff"}  # whatever it looks like, it is text
+        return StreamingResponse(text, media_type="text/plain", headers=headers)
+
+    @app.get("/builds/{build_id}", response_class=HTMLResponse)
+    async def build_page(build_id: str) -> HTMLResponse:
+        """A page for people, the same for every build; needs no token, for it shows nothing
+        without the one in its address.
+        """
+        return HTMLResponse(page.HTML, headers=dict(page.HEADERS))
 
     @app.get("/v1/status")
     async def status(service: Serve, _: Admin) -> StatusJson:

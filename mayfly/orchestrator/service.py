@@ -44,6 +44,11 @@ from mayfly.wire import (
 LONGEST_WAIT_S = 25.0
 KEEP_ALIVE_S = 10.0
 BUILDS_SHOWN = 100
+PAGE_LIFE = timedelta(days=1)
+"""How much longer than the lease the address of its page is good."""
+
+FOLLOW_S = 0.5
+"""How often a log that is followed is looked at."""
 
 
 def new_id() -> str:
@@ -108,10 +113,13 @@ class Service:
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
         lease = self._ledger.add(lease, key=key, body_hash=hashlib.sha256(body).hexdigest())
-        token = self._signer.lease_token(
-            lease.id, expires_at=token_end(lease, self._limits), now=now
+        end = token_end(lease, self._limits)
+        return views.asked(
+            lease,
+            self._signer.lease_token(lease.id, expires_at=end, now=now),
+            self._signer.page_token(lease.id, expires_at=end + PAGE_LIFE, now=now),
+            self._config,
         )
-        return views.asked(lease, token, self._config)
 
     async def lease(self, lease_id: str, who: Principal, since: str, wait_s: float) -> LeaseJson:
         """The lease, once its state is not `since`, or after `wait_s` seconds (25 at most)."""
@@ -205,6 +213,19 @@ class Service:
         """The build's log from `offset` on, as far as it goes now."""
         self._ledger.get(build_id)
         return self._logs.read(build_id, offset)
+
+    async def follow(self, build_id: str, offset: int) -> AsyncIterator[bytes]:
+        """The build's log from `offset` on, while it grows, until the build has ended.
+
+        A client may add its last lines just after that, so the end is looked at twice.
+        """
+        ended = 0
+        while ended < 2:
+            ended += states.word(self._ledger.get(build_id)) == states.ENDED
+            for piece in self._logs.read(build_id, offset):
+                offset += len(piece)
+                yield piece
+            await asyncio.sleep(FOLLOW_S)
 
     async def status(self) -> StatusJson:
         """All of it, for `mayfly status --json`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mayfly.errors import Denied, Unauthenticated
+from mayfly.registry import tokens
 from mayfly.registry.tokens import Verifier
 
 ADMIN_PREFIX = "mayfly_admin_"
@@ -22,11 +23,14 @@ Verify = Callable[[str, datetime], "Principal | None"]
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking. `lease` is empty for anyone but a lease's holder."""
+    """Who is asking. `lease` is empty for anyone but a lease's holder; `reads` is a build that
+    may be read, and nothing else.
+    """
 
     name: str
     admin: bool = False
     lease: str = ""
+    reads: str = ""
 
     def require_admin(self) -> None:
         """Raises `Denied` unless this is the administrator."""
@@ -37,6 +41,11 @@ class Principal:
         """Raises `Denied` unless this is the administrator or the lease's holder."""
         if not self.admin and self.lease != lease_id:
             raise Denied("this token belongs to another lease")
+
+    def require_reading(self, build_id: str) -> None:
+        """Raises `Denied` unless this may read the build."""
+        if self.reads != build_id:
+            self.require(build_id)
 
 
 class Trust:
@@ -69,13 +78,25 @@ def admin(sha256_hex: str) -> Verify:
     return verify
 
 
-def lease_holder(tokens: Verifier) -> Verify:
+def reader(pages: Verifier) -> Verify:
+    """The token in the address of a build's page; it reads that build."""
+
+    def verify(credential: str, now: datetime) -> Principal | None:
+        if tokens.audience(credential) != tokens.PAGE:
+            return None
+        build = pages.verify(credential, now).subject
+        return Principal(f"page:{build}", reads=build)
+
+    return verify
+
+
+def lease_holder(holders: Verifier) -> Verify:
     """The token that a lease's request was answered with; for that lease only."""
 
     def verify(credential: str, now: datetime) -> Principal | None:
         if credential.count(".") != 2:
             return None
-        lease = tokens.verify(credential, now).subject
+        lease = holders.verify(credential, now).subject
         return Principal(f"lease:{lease}", lease=lease)
 
     return verify

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from mayfly import __version__
 from mayfly.config import Config
 from mayfly.model import OUTCOME_EXIT, Lease, Size
-from mayfly.orchestrator import plan, states
+from mayfly.orchestrator import page, plan, states
 from mayfly.orchestrator.limits import Limits
 from mayfly.wire import (
     AskedJson,
@@ -27,13 +27,14 @@ def relay_url(config: Config) -> str:
     return f"wss://{config.registry_host}"
 
 
-def asked(lease: Lease, token: str, config: Config) -> AskedJson:
+def asked(lease: Lease, token: str, page_token: str, config: Config) -> AskedJson:
     return {
         "id": lease.id,
         "token": token,
         "state": states.word(lease),
         "relay_url": relay_url(config),
         "expires_at": time(lease.expires_at),
+        "page_url": page.address(config.url, lease.id, page_token),
     }
 
 
@@ -93,6 +94,7 @@ def build(lease: Lease, config: Config) -> BuildJson:
             {"size": lease.size.name, "outcome": lease.outcome, "peak_memory_bytes": None}
         ],
         "log_url": f"{config.url}/v1/builds/{lease.id}/log",
+        "page_url": page.address(config.url, lease.id),
     }
 
 

@@ -3,6 +3,7 @@
 | token | made by | audience | says |
 | --- | --- | --- | --- |
 | lease token | orchestrator | `mayfly-api` | the holder of lease `sub` |
+| page token | orchestrator | `mayfly-page` | may read build `sub`: its row and its log |
 | runner token | orchestrator | `mayfly-edge` | one runner: its relay, its `access` at the gateway |
 | registry token | orchestrator | `mayfly-edge` | a person's docker client: `access` for 5 minutes |
 | gateway token | edge | `mayfly-registry` | what one request needs; only distribution reads it |
@@ -31,7 +32,7 @@ from mayfly.registry.grants import Access
 
 ALGORITHM = "ES256"
 ISSUER, GATEWAY_ISSUER = "mayfly", "mayfly-gateway"
-API, EDGE, REGISTRY = "mayfly-api", "mayfly-edge", "mayfly-registry"
+API, PAGE, EDGE, REGISTRY = "mayfly-api", "mayfly-page", "mayfly-edge", "mayfly-registry"
 REGISTRY_TOKEN_S, GATEWAY_TOKEN_S = 300, 120
 
 
@@ -44,6 +45,15 @@ class Claims:
     access: tuple[Access, ...] = ()
     lease: str = ""
     attempt: int = 0
+
+
+def audience(token: str) -> str:
+    """Whom a token says it is for, unverified; empty when it says nothing of the kind."""
+    try:
+        found = jwt.decode(token, options={"verify_signature": False}).get("aud")
+    except jwt.InvalidTokenError:
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def generate() -> bytes:
@@ -88,6 +98,10 @@ class Signer:
     def lease_token(self, lease: str, *, expires_at: datetime, now: datetime) -> str:
         """For the lease's own routes of the API."""
         return self._sign(API, lease, expires_at, now)
+
+    def page_token(self, build: str, *, expires_at: datetime, now: datetime) -> str:
+        """For the page of one build, which reads and cannot change anything."""
+        return self._sign(PAGE, build, expires_at, now)
 
     def runner_token(
         self,

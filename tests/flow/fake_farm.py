@@ -52,6 +52,7 @@ class FakeFarm:
             "state": "queued",
             "relay_url": self.runner.url if self.runner else "",
             "expires_at": "",
+            "page_url": f"https://farm/builds/{LEASE}#token=t",
         }
 
     async def lease(self, lease: str, *, wait_s: float = 0, since: str = "") -> LeaseJson:

@@ -294,7 +294,8 @@ async def test_waiting_says_what_goes_on(tmp_path: Path) -> None:
     farm.ended = ("queue_timeout", "no room for 900 s")
     with pytest.raises(QueueTimeout, match="no room for 900 s"):
         await building
-    assert lines == [f"build {LEASE} of o/r", "template: booting"]
+    page = f"https://farm/builds/{LEASE}#token=t"
+    assert lines == [f"build {LEASE} of o/r: {page}", "template: booting"]
 
 
 async def test_a_refused_request_is_raised_as_it_is(tmp_path: Path) -> None:

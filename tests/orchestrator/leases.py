@@ -165,7 +165,6 @@ async def farm(
     room, store, metrics = limits(config, 64 * GIB, cores), LeaseStore(home / "db"), Metrics()
     ledger = Ledger(store, Hub(), metrics)
     reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock)
-    verifier = tokens.Verifier(tokens.public(SIGNING), tokens.API)
     service = Service(
         config,
         room,
@@ -174,7 +173,8 @@ async def farm(
         trust.Trust(
             [
                 trust.admin(hashlib.sha256(ADMIN.encode()).hexdigest()),
-                trust.lease_holder(verifier),
+                trust.reader(tokens.Verifier(tokens.public(SIGNING), tokens.PAGE)),
+                trust.lease_holder(tokens.Verifier(tokens.public(SIGNING), tokens.API)),
             ]
         ),
         tokens.Signer(SIGNING),
