@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 
-from mayfly import client
 from mayfly.base import oci
 from mayfly.base.make import known, make_base
+from mayfly.base.place import Place, place
 from mayfly.base.platform import OWN, Platform, name_of
 from mayfly.base.push import push
 from mayfly.config import Config, site_certificates
-from mayfly.errors import Denied, InfrastructureError, Unreachable
+from mayfly.errors import InfrastructureError, Unreachable
 
 _ACCEPTED = f"{oci.MANIFEST}, {oci.INDEX}"
 
@@ -54,14 +54,14 @@ def publish(
     of them.
 
     Raises `UsageError` for an unknown kind, `Unreachable` when the registry does not answer,
-    `Denied` without the admin's token, and what `make_base` and `push` raise; nothing half-made is
-    left.
+    `Denied` without the admin's token or when a login is refused, and what `make_base` and `push`
+    raise; nothing half-made is left.
     """
     known(kind)
     name = f"images/base/{kind}"
-    repository = f"{config.registry_host}/{name}"
-    trust, token = config.state / "trust", client.token(config)
-    there = _present(config.url, name, token, trust / "ca.crt")
+    to = place(config, name)
+    repository = to.repository
+    there = _present(to)
     missing = [p for p in platforms if force or p.name not in there.manifests]
     if not missing:
         progress(f"base image {kind} is in the registry")
@@ -69,7 +69,8 @@ def publish(
     with tempfile.TemporaryDirectory(prefix=".base-", dir=config.state) as folder:
 
         def send(layout: Path, target: str) -> str:
-            return push(layout, f"{repository}{target}", ca_dir=trust, token=token)
+            ca_dir = to.trust(Path(folder))
+            return push(layout, f"{repository}{target}", ca_dir=ca_dir, login=to.login)
 
         made = {
             platform.name: make_base(
@@ -96,15 +97,13 @@ def publish(
     return Published(f"{repository}:latest", digest)
 
 
-def _present(url: str, name: str, token: str, ca: Path) -> Present:
+def _present(at: Place) -> Present:
     """What `<name>:latest` stands for; nothing where there is no such tag."""
+    name, url = at.name, at.url
     try:
-        with httpx.Client(base_url=url, verify=str(ca), trust_env=False, timeout=30) as http:
-            scope = f"repository:{name}:pull"
-            asked = http.get("/token", params={"scope": scope}, auth=("mayfly", token))
-            if asked.status_code == httpx.codes.UNAUTHORIZED:
-                raise Denied("the registry does not know this token", hint="see MAYFLY_TOKEN")
-            bearer = {"Authorization": f"Bearer {asked.raise_for_status().json()['token']}"}
+        with httpx.Client(base_url=url, verify=at.tls, trust_env=not at.own, timeout=30) as http:
+            authorization = at.authorization()
+            bearer = {"Authorization": authorization} if authorization else {}
             found = http.get(
                 f"/v2/{name}/manifests/latest", headers={**bearer, "Accept": _ACCEPTED}
             )
@@ -122,7 +121,8 @@ def _present(url: str, name: str, token: str, ca: Path) -> Present:
         ) from None
     except (httpx.TransportError, OSError) as error:
         raise Unreachable(
-            f"the registry does not answer at {url}: {error}", hint="start it with `mayfly up`"
+            f"the registry does not answer at {url}: {error}",
+            hint="start it with `mayfly up`" if at.own else "see [registry] of the configuration",
         ) from None
     except (KeyError, TypeError, json.JSONDecodeError):
         raise InfrastructureError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mayfly.debian.process import run
 from mayfly.errors import InfrastructureError, UsageError
+from mayfly.registry.credentials import Login
 
 _REFERENCE = re.compile(
     r"([a-z0-9.-]+(?::\d+)?)/([a-z0-9._/-]+)"
@@ -17,19 +18,23 @@ _REFERENCE = re.compile(
 )
 
 
-def auth_file(registry: str, token: str, user: str = "lease") -> str:
-    """What skopeo reads credentials from: `token` as the password that buys registry tokens."""
-    secret = base64.b64encode(f"{user}:{token}".encode()).decode()
+def auth_file(registry: str, login: Login | None) -> str:
+    """What skopeo reads credentials from."""
+    if login is None:
+        return json.dumps({"auths": {}})
+    if login.identity:
+        return json.dumps({"auths": {registry: {"identitytoken": login.identity}}})
+    secret = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
     return json.dumps({"auths": {registry: {"auth": secret}}})
 
 
 def push(
-    layout: Path, reference: str, *, ca_dir: Path | None, token: str, tag: str = "latest"
+    layout: Path, reference: str, *, ca_dir: Path | None, login: Login | None, tag: str = "latest"
 ) -> str:
     """Push what a layout has as `tag` to `reference` (`host/name:tag` or `@sha256:…`); its digest.
 
     An index is sent alone: the images it names are in that repository already.
-    `ca_dir` holds the registry's CA as `*.crt`; None where the system trusts it. `token` is
+    `ca_dir` holds the registry's CA as `*.crt`; None where the system trusts it. `login` is
     handed to skopeo in a file only it can read. What is there already is not sent again. Raises
     `UsageError` for a malformed reference, `MachineUnfit` without skopeo, `InfrastructureError`
     with skopeo's last words.
@@ -41,7 +46,7 @@ def push(
     with tempfile.TemporaryDirectory(prefix="mayfly-push-") as folder:
         auth = Path(folder) / "auth.json"
         auth.touch(0o600)
-        auth.write_text(auth_file(match[1], token))
+        auth.write_text(auth_file(match[1], login))
         digest = Path(folder) / "digest"
         run(
             ["skopeo", "copy", "--quiet", "--preserve-digests", "--retry-times", "2",

@@ -113,11 +113,14 @@ async def gather(
     wants: Mapping[str, tuple[Access, ...]],
     logins: Logins,
     tls: ssl.SSLContext | None = None,
+    *,
+    proxies: bool = True,
 ) -> Given:
     """Everything that this build's runner may ask for.
 
     `ours` are tokens by host that are there already; `wants` is what `wanted` says, of which those
-    hosts are left out. `tls` says whom to trust (default: whom the system does). Raises
+    hosts are left out. `tls` says whom to trust (default: whom the system does), `proxies` whether
+    those of the environment are used. Raises
     `Denied` when a registry that the build pushes to refuses the login; whatever else goes wrong
     with a registry is a warning, and the build goes on without credentials for it.
     """
@@ -129,9 +132,8 @@ async def gather(
     }
     if not known:
         return Given(auths)
-    async with httpx.AsyncClient(
-        timeout=TIMEOUT_S, verify=tls or ssl.create_default_context()
-    ) as http:
+    trust = tls or ssl.create_default_context()
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=trust, trust_env=proxies) as http:
         parts = await asyncio.gather(
             *(_one(http, host, login, wants[host]) for host, login in known.items())
         )

@@ -18,6 +18,7 @@ from mayfly.base.kinds import STORE, environment
 from mayfly.base.push import auth_file
 from mayfly.debian.bootstrap import Package
 from mayfly.errors import UsageError
+from mayfly.registry.credentials import Login
 
 EPOCH = 1_800_000_000
 
@@ -137,13 +138,13 @@ def test_an_unknown_kind_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_an_auth_file_holds_the_token() -> None:
-    auths = json.loads(auth_file("host:5000", "secret"))["auths"]
+    auths = json.loads(auth_file("host:5000", Login("lease", "secret")))["auths"]
     assert auths == {"host:5000": {"auth": "bGVhc2U6c2VjcmV0"}}
 
 
 def test_a_reference_without_a_host_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        push(tmp_path, "debian", ca_dir=None, token="t")
+        push(tmp_path, "debian", ca_dir=None, login=None)
 
 
 def made(out: Path, said: list[str], kind: str = "debian") -> Path:

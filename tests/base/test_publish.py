@@ -11,7 +11,8 @@ import pytest
 
 from mayfly.base import PLATFORMS, oci, publish, push
 from mayfly.base.platform import OWN, Platform, name_of
-from mayfly.errors import InfrastructureError, Unreachable, UsageError
+from mayfly.config import Registry
+from mayfly.errors import Denied, InfrastructureError, Unreachable, UsageError
 from tests.stack_fixture import Stack
 
 pytestmark = pytest.mark.services
@@ -46,20 +47,20 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def raw(stack: Stack, kind: str) -> dict[str, Any]:
+def raw(stack: Stack, kind: str, below: str = "base") -> dict[str, Any]:
     """What the tag stands for, as another client reads it."""
     shown = stack.skopeo(
         *("inspect", "--raw", "--cert-dir", stack.cert_dir),
         *("--creds", f"someone:{stack.admin_token}"),
-        f"docker://{stack.address}/images/base/{kind}:latest",
+        f"docker://{stack.address}/images/{below}/{kind}:latest",
     )
     found: dict[str, Any] = json.loads(shown.stdout)
     return found
 
 
-def in_tag(stack: Stack, kind: str) -> dict[str, str]:
+def in_tag(stack: Stack, kind: str, below: str = "base") -> dict[str, str]:
     """Platform to digest, of an index."""
-    return {name_of(m["platform"]): m["digest"] for m in raw(stack, kind)["manifests"]}
+    return {name_of(m["platform"]): m["digest"] for m in raw(stack, kind, below)["manifests"]}
 
 
 def test_a_platform_is_made_once_and_joins_those_that_are_there(
@@ -125,3 +126,27 @@ def test_what_is_wrong_is_said_before_anything_is_made(stack: Stack, made: list[
     with pytest.raises(Unreachable, match="start it with `mayfly up`"):
         publish(nobody, "debian", print)
     assert made == []
+
+
+def test_into_somebody_elses_registry_with_its_login(
+    stack: Stack, made: list[str], tmp_path: Path
+) -> None:
+    """The stack plays the other one: reached by its name, its CA and a password."""
+    (tmp_path / "password").write_text(stack.admin_token)
+    registry = Registry(
+        kind="external",
+        images=f"{stack.address}/images/acme",
+        username="me",
+        password_file=str(tmp_path / "password"),
+        ca=str(stack.config.state / "trust" / "ca.crt"),
+    )
+    config = stack.config.model_copy(update={"registry": registry})
+    first = publish(config, "debian", print)
+    assert first.reference == f"{stack.address}/images/acme/base/debian:latest"
+    publish(config, "debian", print, platforms=(OWN, ARM))
+    assert sorted(in_tag(stack, "debian", "acme/base")) == ["linux/amd64", "linux/arm64"]
+    assert made == ["linux/amd64", "linux/arm64"]
+
+    (tmp_path / "password").write_text("wrong")
+    with pytest.raises(Denied, match=f"{stack.address} refuses the login"):
+        publish(config, "debian", print)
