@@ -24,13 +24,20 @@ from aiohttp import web
 from mayfly.config import Config
 from mayfly.edge.attach import Dialer, Runners
 from mayfly.edge.gateway import Elsewhere, Gateway
-from mayfly.edge.proxy import Backend
+from mayfly.edge.proxy import Backend, Patience
 from mayfly.edge.relay import Relay
 from mayfly.errors import MayflyError, NotFound
 from mayfly.registry import distribution, tokens
 from mayfly.registry.tokens import Signer, Verifier
 
 log = logging.getLogger("mayfly.edge")
+
+REGISTRY = Patience(brief_s=60, long_s=120, again_s=20)
+"""A registry or bucket that dies or hangs, and is started again (`stack.supervise.HUNG_S`), delays
+a build; one that stays away must not hang it. BuildKit makes four tries at most, with 7 s between
+them in all (its `retryhandler`), so that whatever it asks has an answer or an error within 9 min,
+and within 90 s where it is told that there is none. `long_s` is what a bucket may need to put
+together the parts of a large layer."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,7 +55,7 @@ class Edge:
         signer = Signer((keys / "gateway.key").read_bytes(), tokens.GATEWAY_ISSUER)
         self.runners = Runners(dialer, self.runner, tls)
         self.orchestrator = Backend("the orchestrator", config.run / "api" / "orchestrator.sock")
-        self.registry = Backend("the registry", registry_address(config))
+        self.registry = Backend("the registry", registry_address(config), REGISTRY)
         self._gateway: Gateway | Elsewhere = Gateway(
             config, self.registry, verifier, signer, self.runners
         )

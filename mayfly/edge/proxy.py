@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import (
@@ -15,9 +16,11 @@ from aiohttp import (
     ClientConnectionError,
     ClientConnectorError,
     ClientError,
+    ClientOSError,
     ClientResponse,
     ClientSession,
     ClientTimeout,
+    ServerDisconnectedError,
     TCPConnector,
     web,
 )
@@ -29,8 +32,11 @@ from mayfly.errors import InfrastructureError, Unreachable, UsageError
 
 CHUNK = 256 * 1024
 
-PATIENCE_S = 5
+PATIENCE_S = 10
 """How long a program that does not accept connections is waited for: it is being restarted."""
+
+PAUSE_S = 0.1
+"""Between two tries."""
 
 _HOP = {
     "connection",
@@ -48,6 +54,9 @@ _HOP = {
 _OWN = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 """Headers that only the edge may set."""
 
+_REPEATABLE = {"GET", "HEAD", "POST"}
+"""Methods that may be used twice when they have no body: the registry's POST begins an upload."""
+
 _REQUEST = _HOP | _OWN | {"host", "expect", "content-length"}
 
 
@@ -64,15 +73,33 @@ def end_to_end(
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in drop)
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a program is waited for, in seconds.
+
+    `brief_s`: its silence after a request that may be made twice; `long_s`: after any other, once
+    the whole request has been sent; None: as long as it likes. `again_s`: a request that may be
+    made twice is made again for that long when the program breaks off, or answers with a fault of
+    its own (5xx).
+    """
+
+    brief_s: float | None = None
+    long_s: float | None = None
+    again_s: float = 0
+
+
 class Backend:
     """An HTTP program at a unix socket's path or at `HOST:PORT`. Use within `async with`.
 
     `name` is how people know it.
     """
 
-    def __init__(self, name: str, address: Path | str) -> None:
+    def __init__(
+        self, name: str, address: Path | str, patience: Patience = Patience()
+    ) -> None:
         self.name = name
         self._address = address
+        self._patience = patience
         self._session: ClientSession | None = None
 
     async def open(self) -> None:
@@ -108,7 +135,7 @@ class Backend:
 
         `target` is path and query, passed on byte for byte. `headers` are added; those in `drop`
         are not passed on. Raises `Unreachable` when the program does not answer
-        (it is given `PATIENCE_S` seconds to accept the connection),
+        (it is given `PATIENCE_S` seconds to accept the connection, and its `Patience` to answer),
         `InfrastructureError` when it breaks off before its first byte, and `ConnectionError` when
         either side breaks off later: then the other one has been cut too.
         """
@@ -137,21 +164,38 @@ class Backend:
         headers: CIMultiDict[str],
     ) -> ClientResponse:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE_S
         authority = "localhost" if isinstance(self._address, Path) else self._address
+        brief = request.method in _REPEATABLE and not request.body_exists
+        again_s = self._patience.again_s if brief else 0
+        silence_s = self._patience.brief_s if brief else self._patience.long_s
+        troubled_at: float | None = None
+
+        def over(patience_s: float) -> bool:
+            nonlocal troubled_at
+            troubled_at = troubled_at or loop.time()
+            return loop.time() >= troubled_at + patience_s
+
         while True:
             try:
-                return await session.request(
+                answer = await session.request(
                     request.method,
                     URL(f"http://{authority}{target}", encoded=True),
                     headers=headers,
                     data=request.content if request.body_exists else None,
                     allow_redirects=False,
+                    timeout=ClientTimeout(total=None, sock_connect=5, sock_read=silence_s),
                 )
             except ClientConnectorError:  # nothing has been sent yet
-                if loop.time() > deadline:
+                if over(PATIENCE_S):
                     raise
-                await asyncio.sleep(0.1)
+            except (ServerDisconnectedError, ClientOSError):
+                if over(again_s):
+                    raise
+            else:
+                if answer.status < 500 or over(again_s):
+                    return answer
+                answer.close()
+            await asyncio.sleep(PAUSE_S)
 
     async def __aenter__(self) -> Backend:
         await self.open()

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from mayfly.registry import bucket, distribution, grants, zot
-from mayfly.stack import lifecycle
+from mayfly.stack import lifecycle, supervise
 from tests.stack_fixture import Stack, oci_image
 
 OCI = ("-H", "Accept: application/vnd.oci.image.manifest.v1+json")
@@ -247,6 +247,38 @@ def test_the_registry_may_die_and_the_image_is_still_there(
     answer = stack.curl(location, "-X", "PATCH", "--data-binary", "x" * 1000,
                         "-H", "Content-Type: application/octet-stream", token=token)  # fmt: skip
     assert answer.status == 202
+
+
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [
+        ("s3", signal.SIGKILL),
+        ("registry", signal.SIGKILL),
+        ("s3", signal.SIGSTOP),
+        pytest.param("registry", signal.SIGSTOP, marks=pytest.mark.long),
+    ],
+)
+def test_who_reads_or_begins_to_write_waits_for_what_dies_or_hangs(
+    stack: Stack,
+    repo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.5)
+    monkeypatch.setattr(supervise, "HUNG_S", 2)
+    manifest, _ = oci_image(tmp_path / "up")
+    _, token = stack.runner(repo)
+    push(stack, token, tmp_path / "up", f"images/{repo}:1")
+    reading = (f"/v2/images/{repo}/manifests/{manifest}", OCI, 200)
+    beginning = (f"/v2/images/{repo}/blobs/uploads/", ("-X", "POST"), 202)
+    for path, options, status in (reading, beginning)[: 1 if number is signal.SIGSTOP else 2]:
+        stack.lines.clear()
+        os.kill(pid(stack, program), number)
+        assert stack.curl(path, *options, token=token).status == status
+        stack.wait_for(f"{program}: serves again")
+    assert any("has not served" in line for line in stack.lines) is (number is signal.SIGSTOP)
 
 
 def test_a_registry_that_is_away_is_said_to_be(stack: Stack, repo: str) -> None:
