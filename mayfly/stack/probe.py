@@ -1,4 +1,4 @@
-"""Does a program serve? One connection, one HTTP status line; nothing else of it is read."""
+"""Does a program serve? One connection, one line of its answer; nothing else of it is read."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ async def _ask(probe: Probe) -> bool:
             server_hostname=probe.name if context else None,
         )
     try:
+        if probe.line:
+            writer.write(f"{probe.line}\n".encode())
+            return await reader.read(1) != b""
         if not probe.path:
             return True
         host = probe.name or "localhost"

@@ -20,8 +20,9 @@ from mayfly.stack import seaweed
 class Probe:
     """How to see that a program serves.
 
-    `address` is a unix socket's path, or `HOST:PORT`. Without `path` it is enough that something
-    accepts the connection; with it, HTTP GET of `path` must be answered with one of `statuses`.
+    `address` is a unix socket's path, or `HOST:PORT`. With `path`, HTTP GET of it must be answered
+    with one of `statuses`; with `line`, something must be answered to that line. Without both it is
+    enough that the connection is accepted, which says nothing of a program that hangs.
     `authority` is a CA's file: speak TLS, and want a certificate for `name`.
     """
 
@@ -30,6 +31,7 @@ class Probe:
     statuses: frozenset[int] = frozenset()
     authority: Path | None = None
     name: str = ""
+    line: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             uid=users.ROOT,
             cwd=config.state,
             env=base,
-            ready=Probe(run / "dial.sock"),
+            ready=Probe(run / "dial.sock", line='{"op": "list"}'),
             version=version,
             stop_s=30,
         ),

@@ -1,4 +1,4 @@
-"""Starts the programs in order, starts again what dies, stops them in reverse order.
+"""Starts the programs in order, starts again what dies or hangs, stops them in reverse order.
 
 Programs outlive a supervisor that is killed: builds go on. The next one keeps those that are still
 as its table wants them, and ends the others.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,13 @@ Progress = Callable[[str], None]
 
 READY_S = 90
 """How long a program may take until it serves."""
+
+LOOK_S = 5
+"""Between two looks whether a running program serves."""
+
+HUNG_S = 30
+"""A program that runs and has not served for so long is killed and started again, as if it had
+died. Longer than any of them is busy with one thing, also where builds keep every CPU busy."""
 
 STEADY_S = 60
 """After this long without a fault, earlier faults of a program are forgotten."""
@@ -143,7 +151,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         faults, began = 0, loop.time()
         while True:
-            how = await process.wait()
+            how = await self._end(service, process)
             faults = 1 if loop.time() - began > STEADY_S else faults + 1
             delay = backoff(faults)
             self._progress(f"{service.name}: died ({how}); starting it again in {delay:g} s")
@@ -156,6 +164,25 @@ class Supervisor:
             except MayflyError as error:
                 self._progress(f"{service.name}: {error}")
                 await process.stop(service.stop_s)
+
+    async def _end(self, service: Service, process: Process) -> str:
+        """How the program ended, in words; one that does not serve any more is killed."""
+        ended = asyncio.create_task(process.wait())
+        served_at = asyncio.get_running_loop().time()
+        try:
+            while True:
+                await asyncio.wait({ended}, timeout=LOOK_S)
+                if ended.done():
+                    return ended.result()
+                now = asyncio.get_running_loop().time()
+                if service.ready is None or await answers(service.ready):
+                    served_at = now
+                elif now - served_at > HUNG_S:
+                    self._progress(f"{service.name}: runs and has not served for {HUNG_S} s")
+                    process.signal(signal.SIGKILL)
+                    return await ended
+        finally:
+            ended.cancel()
 
     def _spawn(self, service: Service, *, restart: bool = False) -> Process:
         """Start it and write it down. Raises `InfrastructureError`, `MachineUnfit`."""

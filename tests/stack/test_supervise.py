@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mayfly.errors import Conflict, InfrastructureError, MachineUnfit
 from mayfly.pid import ProcessId
-from mayfly.stack import record, supervise
+from mayfly.stack import probe, record, supervise
 from mayfly.stack.process import Process
 from mayfly.stack.services import Probe, Service
 from mayfly.stack.supervise import LOG_BYTES, Supervisor, backoff, listen
@@ -116,6 +116,60 @@ async def test_what_dies_is_started_again_and_that_is_said(here: Here) -> None:
     found = record.load(here.folder)
     assert found is not None
     assert (found.services["a"].restarts, found.services["b"].restarts) == (1, 0)
+
+
+TALKER = """
+import os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+try: os.unlink(sys.argv[1])
+except OSError: pass
+server.bind(sys.argv[1]); server.listen()
+while True:
+    connection, _ = server.accept()
+    try: connection.sendall(connection.recv(100))
+    except OSError: pass
+    connection.close()
+"""
+
+
+async def test_what_hangs_is_killed_and_started_again_and_what_is_only_busy_is_not(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.1)
+    monkeypatch.setattr(supervise, "HUNG_S", 2)
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.2)
+    talker = replace(here.service("a", TALKER), ready=Probe(here.folder / "a", line="hello"))
+    await here.supervisor(talker).start()
+    first = here.process("a")
+    os.kill(first.pid, signal.SIGSTOP)
+    await asyncio.sleep(1)
+    os.kill(first.pid, signal.SIGCONT)
+    await asyncio.sleep(1.5)
+    assert first.alive(), "it was busy for a second"
+    os.kill(first.pid, signal.SIGSTOP)
+    await here.until("a: serves again")
+    assert not first.alive()
+    assert here.lines[-3:-1] == [
+        "a: runs and has not served for 2 s",
+        "a: died (signal 9); starting it again in 0.2 s",
+    ]
+
+
+async def test_a_program_that_was_taken_over_is_watched_too(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.1)
+    monkeypatch.setattr(supervise, "HUNG_S", 0.5)
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.2)
+    talker = replace(here.service("a", TALKER), ready=Probe(here.folder / "a", line="hello"))
+    await here.supervisor(talker).start()
+    for watcher in here.supervisors[-1]._watchers:
+        watcher.cancel()
+    here.forget()
+    await here.supervisor(talker).start()
+    assert here.lines[-1] == "a: still running, kept"
+    os.kill(here.pid("a"), signal.SIGSTOP)
+    await here.until("a: serves again")
 
 
 async def test_what_keeps_dying_is_started_ever_more_slowly(here: Here) -> None:
