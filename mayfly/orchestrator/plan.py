@@ -68,6 +68,9 @@ TABLE: Mapping[tuple[Desired, Observed, Operation], Rule] = {
 class Facts:
     """What is known beside the rows.
 
+    Since `heard_since` clients' heartbeats have been able to reach us: our own start, or the return
+    of the edge they come through; `now` while it is away.
+
     `seen` is the provider's latest list, by name; None while it has not answered. It says
     nothing about the runners in `stale`: a create or destroy of theirs is under way, or returned
     after that list was asked for. `creating` and `destroying` have such a call under way;
@@ -75,7 +78,7 @@ class Facts:
     """
 
     now: datetime
-    started_at: datetime
+    heard_since: datetime
     seen: Mapping[str, Runner] | None = None
     stale: frozenset[str] = frozenset()
     creating: frozenset[str] = frozenset()
@@ -235,8 +238,8 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
         return over
     if rule is Rule.LOST:
         return End(lease, Outcome.RUNNER_LOST, f"the runner {lease.runner} died")
-    # After a restart nobody could have been heard for a while: everyone gets the grace anew.
-    silent_since = max(lease.expires_at, facts.started_at + timedelta(seconds=limits.grace_s))
+    # After a restart of ours or the edge's nobody was heard for a while: the grace begins anew.
+    silent_since = max(lease.expires_at, facts.heard_since + timedelta(seconds=limits.grace_s))
     if now >= silent_since:
         silence = f"no heartbeat from the client for {limits.grace_s:g} s"
         return End(lease, Outcome.CLIENT_LOST, silence)

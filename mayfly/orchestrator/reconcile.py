@@ -27,7 +27,7 @@ from mayfly.orchestrator.metrics import Metrics
 from mayfly.vm.provider import Provider
 
 TICK_S = 1.0
-EDGE_TICK_S = 5.0
+EDGE_TICK_S = 2.0
 LIST_TIMEOUT_S = 10.0
 DESTROY_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 10.0
@@ -56,7 +56,7 @@ class Reconciler:
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
-        self._started_at = clock()
+        self._heard_since: datetime | None = clock()  # None: the edge is away
         self._look_now = asyncio.Event()
         self._mend_now = asyncio.Event()
         self._seen: dict[str, Runner] | None = None
@@ -97,9 +97,10 @@ class Reconciler:
     def facts(self) -> plan.Facts:
         """What the next plan goes by."""
         touched = {name for name, at in self._touched.items() if at > self._seen_at}
+        now = self._clock()
         return plan.Facts(
-            now=self._clock(),
-            started_at=self._started_at,
+            now=now,
+            heard_since=self._heard_since or now,
             seen=self._seen,
             stale=frozenset(touched | self._creating.keys() | self._destroying.keys()),
             creating=frozenset(self._creating),
@@ -279,7 +280,14 @@ class Reconciler:
         self._destroyed.add(runner)
 
     async def _mend_edge(self) -> None:
-        attached = await self._edge.attached()
+        try:
+            attached = await self._edge.attached()
+        except MayflyError:
+            self._heard_since = None
+            raise
+        if self._heard_since is None:
+            self._heard_since = self._clock()
+            log.info("the edge is back")
         attach, revoke = plan.edge_changes(self._ledger.open(), attached)
         for verb, runners in ((self._edge.attach, attach), (self._edge.revoke, revoke)):
             for runner in runners:

@@ -39,7 +39,7 @@ ALL = tuple(product(Desired, Observed, Operation))
 
 def at(seconds: float = 0, **more: Any) -> Facts:
     """Facts at that many seconds after NOW; the orchestrator has run since long before."""
-    fields = {"now": NOW + timedelta(seconds=seconds), "started_at": NOW - timedelta(days=1)}
+    fields = {"now": NOW + timedelta(seconds=seconds), "heard_since": NOW - timedelta(days=1)}
     return Facts(**{**fields, **more})
 
 
@@ -136,8 +136,8 @@ def test_a_silent_client_is_lost_after_the_grace() -> None:
     assert outcome(lease(triple=(RUN, ABSENT, CREATING)), at(30)) is Outcome.CLIENT_LOST
 
 
-def test_after_a_restart_every_client_has_the_grace_anew() -> None:
-    facts = {"started_at": NOW + timedelta(hours=0.5), "seen": seen("aaaa-1")}
+def test_once_clients_can_be_heard_again_every_one_has_the_grace_anew() -> None:
+    facts = {"heard_since": NOW + timedelta(hours=0.5), "seen": seen("aaaa-1")}
     assert outcome(ready(), at(1829.9, **facts)) is None
     assert outcome(ready(), at(1830, **facts)) is Outcome.CLIENT_LOST
 

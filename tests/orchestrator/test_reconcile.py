@@ -262,6 +262,29 @@ async def test_an_edge_that_is_away_delays_readiness_and_ends_no_build(tmp_path:
         await f.until(lease_id, "ended")
 
 
+async def test_while_the_edge_is_away_no_client_is_taken_for_lost(tmp_path: Path) -> None:
+    clock, edge = Clock(), FakeEdge()
+    async with farm(configuration(tmp_path), edge=edge, clock=clock) as f:
+        lease_id = await ask(f)
+        await f.until(lease_id, "ready")
+        edge.down = True
+        await f.settled(lambda: f.reconciler.facts().heard_since == clock.now)
+        for _ in range(5):
+            clock.forward(29)
+            await asyncio.sleep(0.1)
+        assert states.word(f.ledger.get(lease_id)) == "ready"
+        edge.down = False
+        back = clock.now
+        await asyncio.sleep(0.2)
+        clock.forward(29)
+        assert f.reconciler.facts().heard_since == back
+        await asyncio.sleep(0.1)
+        assert states.word(f.ledger.get(lease_id)) == "ready"
+        clock.forward(1)
+        await f.until(lease_id, "ended")
+        assert f.ledger.get(lease_id).outcome is Outcome.CLIENT_LOST
+
+
 @pytest.mark.parametrize("error", [InfrastructureError("no image"), OSError("disk")])
 async def test_a_preparation_that_fails_at_the_start_stops_nothing(
     tmp_path: Path, error: Exception
