@@ -3,14 +3,16 @@
     prepare     arguments, repo name, files: what is wrong is said before anything is started
     hold        the orchestrator promises a runner (a lease); heartbeats keep the promise
     ready       a VM of this build's own is there; buildx's builder was made meanwhile
-    attempt     SSH through the edge's relay, BuildKit's socket forwarded, buildx beside the context
+    attempt     one runner, and as many connections to it as it takes
+    connection  SSH through the edge's relay, BuildKit's socket forwarded, buildx beside the context
     report      the orchestrator's verdict: done, or another attempt on another runner
     result      one outcome, whose exit status the process ends with
 
 The build's bytes go from here to the runner through the edge; the orchestrator sees the request,
-the heartbeats, the log and the report. Whatever way this ends (a failure, Ctrl-C, the lease
-withdrawn), the orchestrator is told and the runner destroyed; when we are killed, the missing
-heartbeats say it too.
+the heartbeats, the log and the report. A connection that breaks is no outcome: while the lease
+has its runner, another one goes to the same VM, where every finished step is CACHED. Whatever way
+this ends (a failure, Ctrl-C, the lease withdrawn), the orchestrator is told and the runner
+destroyed; when we are killed, the missing heartbeats say it too.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from mayfly import client, tools
 from mayfly.build import (
     bake,
+    bases,
     buildx,
     cache,
     check,
@@ -36,8 +39,10 @@ from mayfly.build import (
     ssh,
 )
 from mayfly.build import result as results
+from mayfly.build import stdin as standard_input
 from mayfly.build.args import BuildArgs, parse
-from mayfly.build.holding import Api, Show, held, patiently, ready
+from mayfly.build.holding import Api, Show, held, patiently, ready, still_ready
+from mayfly.build.reconnect import PAUSE_S, Way
 from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config, Registry
@@ -152,15 +157,15 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         async with (
             stoppable() as stop,
             signals(stop, folder.remove),
-            _builder(request, folder) as builder,
+            _meanwhile(request, folder) as prepared,
             held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (lease, holder, page),
             progress.uploading(partial(holder.append_log, lease)) as log,
         ):
             show(f"build {lease} of {request.repo}: {page}")
             while True:
                 view = await ready(holder, lease, show)
-                await builder
-                attempt = await _attempt(request, view, holder.tls, key, folder, log, show)
+                await prepared
+                attempt = await _attempt(request, view, holder, key, folder, log, show)
                 attempts.append(attempt)
                 with suppress(MayflyError):
                     await patiently(log.flush)
@@ -175,11 +180,18 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
 
 
 @asynccontextmanager
-async def _builder(request: Request, folder: buildx.Folder) -> AsyncIterator[asyncio.Task[None]]:
-    """buildx's name for the socket that will be forwarded, made while we wait for the runner."""
-    argv = buildx.create_argv(request.buildx, folder)
-    env = buildx.environment(request.environ, request.args, folder)
-    task = asyncio.create_task(progress.quietly(argv, env))
+async def _meanwhile(request: Request, folder: buildx.Folder) -> AsyncIterator[asyncio.Task[None]]:
+    """What is made while we wait for the runner: buildx's name for the socket that will be
+    forwarded, and a copy of standard input where the build reads it.
+    """
+
+    async def prepare() -> None:
+        argv = buildx.create_argv(request.buildx, folder)
+        await progress.quietly(argv, buildx.environment(request.environ, request.args, folder))
+        if request.args.stdin:
+            await standard_input.spool(0, folder.stdin)
+
+    task = asyncio.create_task(prepare())
     try:
         yield task
     finally:
@@ -190,26 +202,61 @@ async def _builder(request: Request, folder: buildx.Folder) -> AsyncIterator[asy
 async def _attempt(
     request: Request,
     view: LeaseJson,
-    tls: ssl.SSLContext | None,
+    api: Api,
     key: ssh.Key,
     folder: buildx.Folder,
     log: progress.Log,
     show: Show,
 ) -> Attempt:
-    """One runner, one buildx. What breaks on the way to the runner is the attempt's outcome."""
+    """One runner. Raises how the lease ended when that is why the runner cannot be reached."""
+    began_s = time.monotonic()
+    way = Way(began_s)
+    while True:
+        reached_s = time.monotonic() - began_s
+        again = way.losses > 0
+        attempt = await _connection(request, view, api.tls, key, folder, log, show, again=again)
+        if way.losses:
+            times = {**attempt.timings_s, "reconnect": round(reached_s, 3)}
+            attempt = replace(attempt, reconnects=way.losses, timings_s=times)
+        if not attempt.lost and attempt.outcome is not Outcome.DENIED:
+            return attempt
+        view = await still_ready(api, view, wait_s=PAUSE_S if attempt.lost else 0)
+        way = way.broken(time.monotonic(), opened=attempt.opened)
+        if not attempt.lost or way.given_up(time.monotonic()):
+            return attempt
+        if attempt.opened and request.args.stdout:
+            return results.half_written(attempt)
+        if way.news and attempt.error:
+            show(f"{attempt.error.message}: {results.AGAIN}")
+
+
+async def _connection(
+    request: Request,
+    view: LeaseJson,
+    tls: ssl.SSLContext | None,
+    key: ssh.Key,
+    folder: buildx.Folder,
+    log: progress.Log,
+    show: Show,
+    *,
+    again: bool,
+) -> Attempt:
+    """One connection, one buildx. What breaks on the way is the outcome so far."""
     args = request.args
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
     where = cache.references(request.caches, request.repo, args)
     started_at = time.monotonic()
+    asking = asyncio.create_task(_asked(request, relay, folder, where))
+    unreadable = ""
     try:
-        given = await _credentials(request, relay.token, folder, where.values())
-        for line in given.warnings:
-            show(line)
-        asking = asyncio.create_task(cache.found(_door(request, relay, given), where))
         async with ssh.connect(relay, key) as tunnel:
             await tunnel.forward(folder.socket)
-            caches = await asking
+            if again and not await tunnel.alive():
+                raise InfrastructureError("the runner's BuildKit does not answer")
+            given, caches = await asking
+            for line in () if again else given.warnings:
+                show(line)
             folder.write_plan(buildx.plan(args, caches))
             connect_s = time.monotonic() - started_at
             run = partial(
@@ -219,18 +266,36 @@ async def _attempt(
                 buildx.environment(request.environ, args, folder),
                 log,
                 asked=args.progress,
+                stdin=folder.stdin if args.stdin else None,
+                lost=tunnel.lost,
             )
             ran = await run()
             alive = ran.status == 0 or await tunnel.alive()
-            ended = given.ends_at < time.monotonic() and not args.stdin
-            if ended and results.unpublished(ran, alive=alive):
+            if given.ends_at < time.monotonic() and results.unpublished(ran, alive=alive):
                 show("a registry's token ended before the push: again, with a fresh one")
                 await _credentials(request, relay.token, folder, where.values())
                 ran = await run()
                 alive = ran.status == 0 or await tunnel.alive()
+            if ran.status and alive:
+                ours = bases.of(_host(request), ran.timeline.unread)
+                unreadable = await bases.unreadable(_door(request, relay, given), ours)
     except (InfrastructureError, Denied) as error:
-        return Attempt(view["size"]["name"], Outcome(error.code), error=error)
-    return results.attempt(view, ran, metadata, alive=alive, connect_s=connect_s)
+        lost = isinstance(error, InfrastructureError)
+        return Attempt(view["size"]["name"], Outcome(error.code), error=error, lost=lost)
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    return results.attempt(
+        view, ran, metadata, alive=alive, connect_s=connect_s, unreadable=unreadable
+    )
+
+
+async def _asked(
+    request: Request, relay: ssh.Relay, folder: buildx.Folder, where: Mapping[str, str]
+) -> tuple[credentials.Given, Mapping[str, cache.Cache]]:
+    """What registries are asked while SSH connects: for tokens, and for this build's caches."""
+    given = await _credentials(request, relay.token, folder, where.values())
+    return given, await cache.found(_door(request, relay, given), where)
 
 
 async def _credentials(
@@ -251,13 +316,18 @@ def _trust(registry: Registry) -> ssl.SSLContext | None:
 
 
 def _door(request: Request, relay: ssh.Relay, given: credentials.Given) -> cache.Door:
-    """Where to ask for layer caches: the edge, or somebody else's registry itself."""
+    """Where to ask for caches and bases: the edge, or somebody else's registry itself."""
     if not request.registry.external:
         url = relay.url.rstrip("/").replace("ws", "http", 1)
         return cache.Door(url, f"Bearer {relay.token}", relay.tls)
-    host = host_of(request.caches)
+    host = _host(request)
     url = f"https://{credentials.registry_of(host)}"
     return cache.Door(url, given.authorization(host), _trust(request.registry))
+
+
+def _host(request: Request) -> str:
+    """The host of the farm's registry, as references name it."""
+    return host_of(request.caches) if request.registry.external else request.registry_host
 
 
 async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:

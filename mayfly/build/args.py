@@ -50,6 +50,7 @@ class Target:
     outputs: bool = False
     push: bool = False
     load: bool = False
+    stdout: bool = False
 
     @property
     def remote(self) -> bool:
@@ -124,6 +125,11 @@ class BuildArgs:
         return "-" in (self.context, self.dockerfile)
 
     @property
+    def stdout(self) -> bool:
+        """The result is written to standard output, as it comes."""
+        return any(target.stdout for target in self.targets)
+
+    @property
     def kept(self) -> bool:
         """Every result goes somewhere other than the build cache."""
         return not self.builds or all(target.outputs for target in self.targets)
@@ -172,6 +178,7 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         outputs=bool(outputs) or given.on("push") or given.on("load"),
         push=given.on("push") or any(pushes(f) for f in fields),
         load=given.on("load") or any(loads(f) for f in fields),
+        stdout="-" in outputs or any(streams(f) for f in fields),
     )
     check_outputs(target, named=any("name" in f for f in fields), docker=docker)
     return BuildArgs(
@@ -294,6 +301,12 @@ def parse_fields(text: str) -> dict[str, str]:
     """`type=image,"name=a,b"` as a mapping; a bare word is buildx's short form (a path)."""
     row = next(csv.reader([text]), [])
     return {k.strip().lower(): v for k, eq, v in (part.partition("=") for part in row) if eq}
+
+
+def streams(output: Mapping[str, str]) -> bool:
+    """Whether an output (its fields) goes to standard output, as buildx has it."""
+    usual = "-" if output.get("type") in {"tar", "oci"} else ""
+    return output.get("dest", usual) == "-"
 
 
 def _references(given: Given) -> tuple[str, ...]:

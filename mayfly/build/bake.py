@@ -202,6 +202,7 @@ def _target(name: str, entry: Mapping[str, Any]) -> Target:
         outputs=bool(outputs),
         push=any(arguments.pushes(output) for output in outputs),
         load=any(arguments.loads(output) for output in outputs),
+        stdout=any(arguments.streams(output) for output in outputs),
     )
 
 

@@ -47,6 +47,10 @@ class Folder:
         return self.root / "plan.json"
 
     @property
+    def stdin(self) -> Path:
+        return self.root / "stdin"
+
+    @property
     def buildx_config(self) -> Path:
         return self.root / "buildx"
 

@@ -23,10 +23,13 @@ from mayfly.errors import (
 from mayfly.model import OUTCOME_EXIT, LeaseRequest, Outcome
 from mayfly.wire import AskedJson, BeatJson, LeaseJson, VerdictJson
 
-PATIENCE_S = 30.0  # how long the orchestrator may be away before a build gives up on it
+# How long the orchestrator, or the edge before it, may be away before a build gives up on it: one
+# that keeps dying is started again after 30 s at most (`stack.supervise.backoff`).
+PATIENCE_S = 60.0
 ENDING_S = 8.0  # how long we try to tell it that we stop
 POLL_S = 20.0
-OVER = frozenset({"destroying", "ended", "lost"})
+LOST = "lost"
+OVER = frozenset({"destroying", "ended", LOST})
 _T = TypeVar("_T")
 
 Show = Callable[[str], None]
@@ -106,14 +109,29 @@ async def ready(api: Api, lease: str, show: Show) -> LeaseJson:
             if state == "ready" and view["runner"]:
                 return view
             if state in OVER:
-                raise _ending(view)
+                raise await _ending(api, view)
     finally:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
 
 
+async def still_ready(api: Api, view: LeaseJson, *, wait_s: float) -> LeaseJson:
+    """The ready lease of `view` as it is now, with the same runner and a fresh token for it.
+
+    It is returned when it has been ready for `wait_s` seconds more. Raises how the lease ended, at
+    once, when it has; `InfrastructureError` when it has another runner, and when the orchestrator
+    is away for too long.
+    """
+    now = await patiently(lambda: api.lease(view["id"], wait_s=wait_s, since=view["state"]))
+    if now["state"] in OVER:
+        raise await _ending(api, now)
+    if not (view["runner"] and now["runner"] and now["runner"]["name"] == view["runner"]["name"]):
+        raise InfrastructureError(f"build {view['id']} lost its runner", hint="build again")
+    return now
+
+
 async def patiently(call: Callable[[], Awaitable[_T]]) -> _T:
-    """`call`, again while the orchestrator is away (it may be restarting), for at most 30 s."""
+    """`call`, again while the orchestrator is away (it may be restarting), for at most a minute."""
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -144,7 +162,7 @@ async def _heartbeats(lease: str, api: Api, every_s: float, stop: Stop) -> None:
         try:
             beat = await api.heartbeat(lease)
             if beat["state"] in OVER:
-                stop(_ending(await api.lease(lease)))
+                stop(await _ending(api, await api.lease(lease)))
         except InfrastructureError:
             continue
         except MayflyError as error:
@@ -158,8 +176,13 @@ async def _tell(api: Api, lease: str, show: Show) -> None:
             show(line)
 
 
-def _ending(view: LeaseJson) -> MayflyError:
-    """A lease that ended while it was held, as the error that says so."""
+async def _ending(api: Api, view: LeaseJson) -> MayflyError:
+    """A lease that ended while it was held, as the error that says so.
+
+    The outcome follows the loss of a runner in a moment: that much is waited for.
+    """
+    if view["state"] == LOST:
+        view = await patiently(lambda: api.lease(view["id"], wait_s=ENDING_S, since=LOST))
     outcome = Outcome(view["outcome"] or Outcome.RUNNER_LOST)
     message = f"build {view['id']} ended as {outcome}: {view['reason'] or 'no reason was given'}"
     if OUTCOME_EXIT[outcome] is None:

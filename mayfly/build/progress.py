@@ -12,8 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mayfly.build.terminal import screen, show
 from mayfly.errors import InfrastructureError, MayflyError
@@ -28,9 +29,11 @@ CHUNK = 256 * 1024
 FLUSH_S = 1.0
 LAST_TRY_S = 1.0
 STOP_S = 2.0
+WORDS_S = 2.0  # what a buildx whose connection is lost has to end by itself, with its last words
 HISTORY_S = 20.0  # how long fetching the log of a finished build may take
 _PUSHED = re.compile(r"pushing (?:layers|manifest for .*?)(?: (?P<s>\d+\.\d)s)? done$")
 _LINE = re.compile(r"#(?P<index>\d+) (?P<text>.*)")
+_IMAGE = re.compile(r"\[[^\]]*\] (?:load metadata for|FROM) (?P<reference>\S+)")
 _DONE = re.compile(r"DONE (?P<s>\d+\.\d)s$")
 # Bake puts the target in front of BuildKit's own steps; those of a Dockerfile have a number there.
 _EXPORT = re.compile(r"(?:\[[\w-]+\] )?exporting (?P<what>to image|cache)")
@@ -40,12 +43,15 @@ _EXPORT = re.compile(r"(?:\[[\w-]+\] )?exporting (?P<what>to image|cache)")
 class Timeline:
     """What a plain log says, line by line. A vertex's first line is its name, and output of the
     user's own commands carries a time stamp, so nothing here can be said by a Dockerfile.
+
+    `unread` are the references of images that a step wanted to read and did not.
     """
 
     push_s: float = 0.0
     cache_s: float = 0.0
     cached: int = 0
     push_failed: bool = False
+    unread: list[str] = field(default_factory=list)
     _names: dict[str, str] = field(default_factory=dict)
     _pushing: set[str] = field(default_factory=set)
     _rest: bytes = b""
@@ -62,6 +68,8 @@ class Timeline:
             return
         index, text = match["index"], match["text"]
         name = self._names.setdefault(index, text)
+        if text.startswith("ERROR: ") and (image := _IMAGE.match(name)):
+            self.unread.append(image["reference"])
         if text == "CACHED":
             self.cached += 1
         export = _EXPORT.match(name)
@@ -142,13 +150,21 @@ def display(asked: str, environ: Mapping[str, str], *, terminal: bool) -> str:
 
 
 async def run(
-    build: Sequence[str], history: Sequence[str], env: Mapping[str, str], log: Log, *, asked: str
+    build: Sequence[str],
+    history: Sequence[str],
+    env: Mapping[str, str],
+    log: Log,
+    *,
+    asked: str,
+    stdin: Path | None = None,
+    lost: asyncio.Event | None = None,
 ) -> Ran:
     """Run buildx (argument list `build`) to its end; its plain log goes to `log` either way.
 
     `asked` is the user's --progress. Where buildx does not write the plain log, it is what
-    `history` prints afterwards. Standard input and output are ours. When cancelled: interrupted,
-    killed 2 s later.
+    `history` prints afterwards. Standard output is ours, and so is the input unless `stdin` names a
+    file. When cancelled: interrupted, killed 2 s later; the same once `lost` is set and it has not
+    ended by itself in another 2 s, for it may wait for its connection for ever.
     """
     timeline = Timeline()
     shown = display(asked, env, terminal=sys.stderr.isatty())
@@ -161,15 +177,17 @@ async def run(
     started_at = time.monotonic()
     if shown == "drawn":
         async with screen() as drawing:
-            status = await _run(build, env, stderr=drawing.slave)
+            status = await _run(build, env, stderr=drawing.slave, stdin=stdin, lost=lost)
         last_words = drawing.last_words
     else:
-        status = await _run(build, env, show, *([keep] if shown == "plain" else []))
+        takers = [show, keep] if shown == "plain" else [show]
+        status = await _run(build, env, *takers, stdin=stdin, lost=lost)
     seconds = time.monotonic() - started_at
-    if shown != "plain":
+    if shown != "plain" and not (lost and lost.is_set()):
         with suppress(TimeoutError):
             async with asyncio.timeout(HISTORY_S):
                 await _run(history, env, keep, alone=True)
+    if shown != "plain":
         keep(last_words)
     return Ran(status, seconds, timeline)
 
@@ -191,16 +209,20 @@ async def _run(
     *takers: Keep,
     stderr: int = asyncio.subprocess.PIPE,
     alone: bool = False,
+    stdin: Path | None = None,
+    lost: asyncio.Event | None = None,
 ) -> int:
     """One program to its end, and never beyond ours; its exit status.
 
     Its stderr is the descriptor `stderr`, else a pipe whose bytes go to the `takers`. `alone`: it
-    has no standard input and output.
+    has no standard input and output. It is ended soon after `lost` is set.
     """
     nowhere = asyncio.subprocess.DEVNULL if alone else None
-    process = await asyncio.create_subprocess_exec(
-        *argv, env=env, stdin=nowhere, stdout=nowhere, stderr=stderr
-    )
+    with stdin.open("rb") if stdin else nullcontext(nowhere) as given:
+        process = await asyncio.create_subprocess_exec(
+            *argv, env=env, stdin=given, stdout=nowhere, stderr=stderr
+        )
+    ending = asyncio.create_task(_end_after(lost, process)) if lost else None
     try:
         if process.stderr is not None:
             while data := await process.stderr.read(CHUNK):
@@ -208,8 +230,19 @@ async def _run(
                     take(data)
         return await process.wait()
     finally:
+        if ending:
+            ending.cancel()
         if process.returncode is None:
             await _stop(process)
+
+
+async def _end_after(lost: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+    await lost.wait()
+    with suppress(ProcessLookupError):
+        await asyncio.sleep(WORDS_S)
+        process.send_signal(signal.SIGINT)
+        await asyncio.sleep(STOP_S)
+        process.kill()
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,29 @@ from mayfly.model import OUTCOME_EXIT, Outcome
 from mayfly.wire import LeaseJson
 
 DIGEST = "containerimage.digest"
+AGAIN = "connecting again to the same VM, where finished steps are CACHED"
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What one runner did for the build. `error` says what BuildKit has not said already."""
+    """What one runner did for the build. `error` says what BuildKit has not said already.
+
+    `lost`: the way to the runner's BuildKit broke, or never came about. `timings_s` is empty when
+    buildx did not run. `reconnects` counts the connections before the last one.
+    """
 
     size: str
     outcome: Outcome
     digest: str = ""
     timings_s: Mapping[str, float] = field(default_factory=dict)
     error: MayflyError | None = None
+    lost: bool = False
+    reconnects: int = 0
+
+    @property
+    def opened(self) -> bool:
+        """Whether buildx ran: there was a connection."""
+        return "build" in self.timings_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +71,20 @@ class Result:
         return InfrastructureError.exit_status if status is None else status
 
 
-def attempt(view: LeaseJson, ran: Ran, metadata: Path, *, alive: bool, connect_s: float) -> Attempt:
+def attempt(
+    view: LeaseJson,
+    ran: Ran,
+    metadata: Path,
+    *,
+    alive: bool,
+    connect_s: float,
+    unreadable: str = "",
+) -> Attempt:
     """What a buildx that ended amounts to. Times are those of the lease (`queue`, `ready`), of
     SSH and forwarding (`connect`), and of buildx: `push` is what BuildKit's log says of pushing
     the image's layers and manifests, `build` all the rest, context and cache included.
     """
-    outcome, error = judge(ran, alive=alive)
+    outcome, error = judge(ran, alive=alive, unreadable=unreadable)
     push_s = min(ran.timeline.push_s, ran.seconds)
     times = {
         "queue": view["timings_s"].get("queue", 0.0),
@@ -79,14 +99,25 @@ def attempt(view: LeaseJson, ran: Ran, metadata: Path, *, alive: bool, connect_s
         digest=digest_in(read_metadata(metadata)) if ran.status == 0 else "",
         timings_s={name: round(seconds, 3) for name, seconds in times.items()},
         error=error,
+        lost=ran.status != 0 and not alive,
     )
 
 
-def judge(ran: Ran, *, alive: bool) -> tuple[Outcome, MayflyError | None]:
+def half_written(attempt: Attempt) -> Attempt:
+    """A lost connection of a build whose result goes to standard output: once only."""
+    error = InfrastructureError(
+        "the connection to the runner was lost, and a part of the result may have been written",
+        hint="build again, or write to a file: -o type=…,dest=FILE",
+    )
+    return replace(attempt, error=error)
+
+
+def judge(ran: Ran, *, alive: bool, unreadable: str = "") -> tuple[Outcome, MayflyError | None]:
     """The outcome of a buildx that ended, and what BuildKit has not said about it already.
 
-    From its exit status, from whether the runner's BuildKit still answers (`alive`), and from
-    which step of the log failed; never from the text of a message.
+    From its exit status, from whether the runner's BuildKit still answers (`alive`), from which
+    step of the log failed, and from whether our registry can give what that step wanted
+    (`unreadable` names what it cannot); never from the text of a message.
     """
     if ran.status == 0:
         return Outcome.SUCCEEDED, None
@@ -98,6 +129,11 @@ def judge(ran: Ran, *, alive: bool) -> tuple[Outcome, MayflyError | None]:
         return Outcome.NOT_PUBLISHED, NotPublished(
             "the image was built and could not be pushed",
             hint="BuildKit says why above; mend that and build again",
+        )
+    if unreadable:
+        return Outcome.INFRASTRUCTURE, InfrastructureError(
+            f"{unreadable} cannot be read: the registry or its bucket does not answer",
+            hint="see `mayfly status`, and build again",
         )
     return Outcome.FAILED, None
 
@@ -132,6 +168,7 @@ def merge_metadata(path: Path, result: Result) -> None:
         "build": result.build,
         "size": result.last.size,
         "attempts": [{"size": a.size, "outcome": str(a.outcome)} for a in result.attempts],
+        "reconnects": result.last.reconnects,
         "timings_s": dict(result.last.timings_s),
     }
     content = read_metadata(path) | {"mayfly": ours}

@@ -32,6 +32,10 @@ CIPHERS = ("aes128-ctr", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.co
 MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 HANDSHAKE_S = 30.0
+# A connection that is silent is given up after 30 to 35 s. Sooner would take a guest for lost whose
+# sshd waits for a CPU that its build and its neighbours keep busy, and a false loss costs a step;
+# later would be longer than the orchestrator waits for a client (`lease.grace_s`). Whatever arrives
+# counts as a sign of life, so a long transfer is never cut.
 KEEPALIVE_S = 5.0
 KEEPALIVES_LOST = 6
 _PROBE_S = 5.0
@@ -62,10 +66,11 @@ def relay_of(view: LeaseJson, tls: ssl.SSLContext | None) -> Relay:
 
 
 class Tunnel:
-    """An open SSH connection to one runner."""
+    """An open SSH connection to one runner. `lost` is set when it has ended, however it did."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, lost: asyncio.Event) -> None:
         self._connection = connection
+        self.lost = lost
 
     async def forward(self, here: Path, there: str = BUILDKIT_SOCKET) -> None:
         """Serve the runner's unix socket `there` as the unix socket `here`, until we close.
@@ -100,6 +105,14 @@ def public_line(key: Key) -> str:
     return key.export_public_key().decode().strip()
 
 
+class _Client(asyncssh.SSHClient):
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+
 @asynccontextmanager
 async def connect(relay: Relay, key: Key) -> AsyncIterator[Tunnel]:
     """An SSH connection to the relay's runner, closed on the way out.
@@ -108,11 +121,13 @@ async def connect(relay: Relay, key: Key) -> AsyncIterator[Tunnel]:
     shows another host key than the pinned one (nothing has been sent to it then);
     `InfrastructureError` when the runner or the way to it is gone or silent for 30 s.
     """
+    client = _Client()
     async with _socket(relay) as sock:
         try:
             connection = await asyncssh.connect(
                 relay.lease,
                 sock=sock,
+                client_factory=lambda: client,
                 config=None,
                 username=USER,
                 known_hosts=([asyncssh.import_public_key(relay.host_key)], [], []),
@@ -145,7 +160,7 @@ async def connect(relay: Relay, key: Key) -> AsyncIterator[Tunnel]:
                 hint="try again",
             ) from None
         try:
-            yield Tunnel(connection)
+            yield Tunnel(connection, client.lost)
         finally:
             connection.abort()
 

@@ -94,9 +94,7 @@ class Backend:
     `name` is how people know it.
     """
 
-    def __init__(
-        self, name: str, address: Path | str, patience: Patience = Patience()
-    ) -> None:
+    def __init__(self, name: str, address: Path | str, patience: Patience = Patience()) -> None:
         self.name = name
         self._address = address
         self._patience = patience

@@ -25,6 +25,8 @@ class FakeRunner:
     host_key: str
     connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
+    registry: int = 404  # what the registry answers to every question
+    absent: int = 0  # so many connections are refused, as by an edge that has just started
 
     def relay(self, **changes: str) -> ssh.Relay:
         here = ssh.Relay(url=self.url, lease=LEASE, token=TOKEN, host_key=self.host_key)
@@ -77,6 +79,9 @@ async def fake_runner(
     async def relay(request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise web.HTTPForbidden
+        if runner.absent:
+            runner.absent -= 1
+            raise web.HTTPNotFound
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         runner.sockets.append(socket)
@@ -97,7 +102,12 @@ async def fake_runner(
         return socket
 
     app = web.Application()
+
+    async def registry(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=runner.registry)
+
     app.router.add_get(f"/v1/leases/{LEASE}/ssh", relay)
+    app.router.add_get("/v2/{path:.*}", registry)
     site_runner = web.AppRunner(app)
     await site_runner.setup()
     site = web.TCPSite(site_runner, "127.0.0.1", 0)

@@ -165,6 +165,27 @@ def test_whether_the_result_leaves_the_cache(words: list[str], kept: bool) -> No
 
 
 @pytest.mark.parametrize(
+    ("output", "stdout"),
+    [
+        ("-", True),
+        ("type=tar", True),
+        ("type=tar,dest=-", True),
+        ("type=oci", True),
+        ("type=docker,dest=-", True),
+        ("type=tar,dest=x.tar", False),
+        ("type=oci,dest=x.tar", False),
+        ("type=local,dest=out", False),
+        ("type=registry", False),
+        ("out", False),
+    ],
+)
+def test_whether_the_result_goes_to_standard_output(output: str, stdout: bool) -> None:
+    asked = args.parse(["-o", output, "-t", "images/x", "."], HOST, docker=True)
+    assert asked.stdout is stdout
+    assert not args.parse(["."], HOST).stdout
+
+
+@pytest.mark.parametrize(
     ("context", "remote"),
     [
         (".", False),

@@ -51,6 +51,21 @@ CACHE_FAILED = b"""#3 importing cache manifest from h:5000/cache/trusted/o/r/def
 #7 exporting cache to registry
 #7 ERROR: error writing layer blob
 """
+UNREAD = b"""#2 [internal] load metadata for registry.mayfly.internal:5000/images/base/python:latest
+#2 ERROR: failed to authorize: 503
+
+#3 [stage-1 1/4] FROM registry.mayfly.internal:5000/images/base/x@sha256:ab
+#3 resolve registry.mayfly.internal:5000/images/base/x@sha256:ab 0.1s done
+#3 ERROR: 503
+
+#4 [2/2] RUN x
+#4 0.1 #5 [1/2] FROM h/not-said-by-buildkit
+#4 0.1 #5 ERROR: no
+#4 DONE 0.2s
+
+#6 [3/3] COPY --from=x FROM to
+#6 ERROR: no
+"""
 FILE_FAILED = b"""#8 exporting to image
 #8 exporting layers
 #8 ERROR: no space left on device
@@ -69,6 +84,15 @@ def test_the_push_and_the_cached_steps_are_read_off_the_log() -> None:
     assert timeline.cache_s == pytest.approx(1.5)
     assert timeline.cached == 1, "what a RUN prints is not the log's own word"
     assert not timeline.push_failed
+
+
+def test_the_images_that_could_not_be_read_are_read_off_the_log() -> None:
+    host = "registry.mayfly.internal:5000"
+    assert _timeline(UNREAD).unread == [
+        f"{host}/images/base/python:latest",
+        f"{host}/images/base/x@sha256:ab",
+    ]
+    assert _timeline(PUSH_OK + RUN_FAILED).unread == []
 
 
 @given(st.lists(st.integers(1, 40), min_size=1))
@@ -109,6 +133,14 @@ def test_an_outcome_is_judged_by_structure(
     assert found is outcome
     said_by_buildkit = outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
     assert (error is None) is said_by_buildkit, "BuildKit's own message stays the last"
+
+
+def test_a_registry_that_does_not_answer_is_not_the_users_fault() -> None:
+    ran = progress.Ran(1, 1.0, _timeline(UNREAD))
+    assert judge(ran, alive=True)[0] is Outcome.FAILED
+    outcome, error = judge(ran, alive=True, unreadable="h/images/x")
+    assert outcome is Outcome.INFRASTRUCTURE
+    assert "h/images/x cannot be read" in str(error)
 
 
 @pytest.mark.parametrize(

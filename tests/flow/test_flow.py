@@ -16,10 +16,17 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, holding, ssh
+from mayfly.build import args, bake, holding, reconnect, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
-from mayfly.errors import Cancelled, Denied, InfrastructureError, QueueTimeout, Terminated
+from mayfly.errors import (
+    BudgetExceeded,
+    Cancelled,
+    Denied,
+    InfrastructureError,
+    QueueTimeout,
+    Terminated,
+)
 from mayfly.model import Outcome
 from mayfly.registry import credentials
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
@@ -51,7 +58,14 @@ BUILDX = """
     assert buildkit.recv(5) == b"hello"
     if words[0] == "bake":
         os.link(words[words.index("--file") + 1], os.environ["NOTES"] + ".plan")
-    behave = os.environ["BEHAVE"]
+    behave, _, once = os.environ["BEHAVE"].partition("-")
+    if once and os.path.exists(os.environ["NOTES"] + ".once"):
+        behave = ""
+    elif once:
+        open(os.environ["NOTES"] + ".once", "w").close()
+    if "-" in words:
+        with open(os.environ["NOTES"] + ".stdin", "a") as notes:
+            notes.write(sys.stdin.read() + ";")
     print("#1 [1/1] RUN x", file=sys.stderr, flush=True)
     if behave == "fail":
         print("ERROR: that is what BuildKit says", file=sys.stderr)
@@ -60,11 +74,16 @@ BUILDX = """
         buildkit.recv(1)
         sys.exit(1)
     if behave == "hang":
-        open(os.environ["NOTES"] + ".hanging", "w").close()
+        with open(os.environ["NOTES"] + ".hanging", "w") as notes:
+            print(os.getpid(), file=notes)
         time.sleep(60)
     if behave == "expire" and logins["auths"][os.environ["THIRD"]]["registrytoken"].endswith("1"):
         time.sleep(0.2)
         behave = "unpushed"
+    if behave == "unread":
+        print("#2 [internal] load metadata for registry.mayfly.internal:5000/images/base/x:1\\n"
+              "#2 ERROR: 503", file=sys.stderr)
+        sys.exit(1)
     if behave == "unpushed":
         print("#2 exporting to image\\n#2 pushing layers\\n#2 ERROR: no", file=sys.stderr)
         sys.exit(1)
@@ -110,7 +129,7 @@ def request(tmp_path: Path, behave: str, *words: str, **more: str) -> flow.Reque
         "HOME": "/nowhere",
         **more,
     }
-    parsed = args.parse([*words, "."], HOST)
+    parsed = args.parse([*words] if "-" in words[-1:] else [*words, "."], HOST)
     return flow.Request(parsed, "o/r", "main", "manual", HOST, program, environ, caches=HOST)
 
 
@@ -245,17 +264,137 @@ async def test_an_image_that_could_not_be_pushed(tmp_path: Path, runner: FakeRun
     assert (result.outcome, result.exit_status) == (Outcome.NOT_PUBLISHED, 9)
 
 
-async def test_a_lost_connection_is_infrastructure_and_not_the_users_fault(
-    tmp_path: Path, runner: FakeRunner
+async def _building(farm: FakeFarm, runs: int = 1) -> None:
+    """Until buildx has run so often that its log came in as often."""
+    async with asyncio.timeout(20):
+        while farm.log.count(b"#1 [1/1]") < runs:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def _runs(tmp_path: Path) -> int:
+    return (tmp_path / "notes").read_text().count('["build"')
+
+
+@pytest.mark.parametrize("behave", ["lose-once", "hang-once"])
+async def test_a_lost_connection_is_opened_again_and_the_build_goes_on(
+    tmp_path: Path, runner: FakeRunner, behave: str
 ) -> None:
+    farm, lines, file = FakeFarm(runner), list[str](), tmp_path / "m.json"
+    asked = request(tmp_path, behave, "--metadata-file", str(file))
+    building = asyncio.create_task(build(asked, farm, lines))
+    await _building(farm)
+    runner.absent = 2
+    await runner.cut()
+    result = await building
+    assert (result.outcome, result.exit_status) == (Outcome.SUCCEEDED, 0)
+    assert lines[1:] == [
+        "the connection to the runner's BuildKit was lost: connecting again to the same VM, "
+        "where finished steps are CACHED"
+    ]
+    assert [report["outcome"] for report in farm.reports] == [Outcome.SUCCEEDED]
+    assert _runs(tmp_path) == 2
+    assert farm.log.count(b"#1 [1/1]") == 2, "one log over all connections"
+    told = json.loads(file.read_text())["mayfly"]
+    assert (told["reconnects"], told["attempts"]) == (1, [{"size": "t1", "outcome": "succeeded"}])
+    assert told["timings_s"]["reconnect"] > 0
+    hanging = tmp_path / "notes.hanging"
+    assert not hanging.exists() or not Path(f"/proc/{hanging.read_text().strip()}").exists()
+
+
+async def test_a_connection_that_is_lost_too_often_is_infrastructure_and_not_the_users_fault(
+    tmp_path: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconnect, "LOSSES", 1)
     farm = FakeFarm(runner)
     building = asyncio.create_task(build(request(tmp_path, "lose"), farm))
-    while not farm.log:  # noqa: ASYNC110
-        await asyncio.sleep(0.1)
-    await runner.cut()
+    for runs in (1, 2):
+        await _building(farm, runs)
+        await runner.cut()
     result = await building
     assert (result.outcome, result.exit_status) == (Outcome.INFRASTRUCTURE, 20)
     assert farm.reports[0]["outcome"] is Outcome.INFRASTRUCTURE
+    assert result.last.reconnects == 1
+
+
+async def test_a_runner_that_cannot_be_reached_is_given_up_in_the_end(
+    tmp_path: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconnect, "PATIENCE_S", 0.5)
+    runner.absent = 1000
+    lines = list[str]()
+    result = await build(request(tmp_path, ""), FakeFarm(runner), lines)
+    assert (result.outcome, result.exit_status) == (Outcome.INFRASTRUCTURE, 20)
+    assert "no way to the runner" in str(result.error)
+    assert len(lines) == 2, "one line, however often it was tried"
+
+
+@pytest.mark.parametrize(
+    ("ended", "error"),
+    [
+        (("runner_lost", "the runner died"), InfrastructureError),
+        (("budget_exceeded", "an hour is over"), BudgetExceeded),
+    ],
+)
+async def test_a_lease_that_ended_is_why_the_connection_broke(
+    tmp_path: Path, runner: FakeRunner, ended: tuple[str, str], error: type[Exception]
+) -> None:
+    farm = FakeFarm(runner)
+    config = Config.model_validate({"lease": {"heartbeat_s": 60, "grace_s": 120}})
+    building = asyncio.create_task(
+        flow.build(request(tmp_path, "lose"), farm, config, lambda line: None)
+    )
+    await _building(farm)
+    farm.ended = ended
+    await runner.cut()
+    async with asyncio.timeout(8):
+        with pytest.raises(error, match=f"ended as {ended[0]}: {ended[1]}"):
+            await building
+    assert _runs(tmp_path) == 1
+
+
+async def test_standard_input_is_there_for_the_second_run_too(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    read, write = os.pipe()
+    ours = os.dup(0)
+    os.dup2(read, 0)
+    os.close(read)
+    try:
+        farm = FakeFarm(runner)
+        building = asyncio.create_task(build(request(tmp_path, "lose-once", "-"), farm))
+        await asyncio.sleep(0.3)
+        os.write(write, b"FROM scratch")
+        os.close(write)
+        await _building(farm)
+        await runner.cut()
+        assert (await building).outcome is Outcome.SUCCEEDED
+    finally:
+        os.dup2(ours, 0)
+        os.close(ours)
+    assert (tmp_path / "notes.stdin").read_text() == "FROM scratch;" * 2
+
+
+async def test_a_result_for_standard_output_is_never_written_twice(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    farm = FakeFarm(runner)
+    building = asyncio.create_task(build(request(tmp_path, "lose", "-o", "type=tar"), farm))
+    await _building(farm)
+    await runner.cut()
+    result = await building
+    assert (result.outcome, _runs(tmp_path)) == (Outcome.INFRASTRUCTURE, 1)
+    assert "a part of the result may have been written" in str(result.error)
+
+
+async def test_a_registry_that_does_not_serve_is_not_the_users_fault(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    result = await build(request(tmp_path, "unread"), FakeFarm(runner))
+    assert result.outcome is Outcome.FAILED, "the registry says that there is no such image"
+    runner.registry = 503
+    result = await build(request(tmp_path, "unread"), FakeFarm(runner))
+    assert (result.outcome, result.exit_status) == (Outcome.INFRASTRUCTURE, 20)
+    assert "images/base/x:1 cannot be read" in str(result.error)
 
 
 async def test_the_verdict_decides_on_another_attempt(tmp_path: Path, runner: FakeRunner) -> None:
