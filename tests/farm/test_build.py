@@ -137,34 +137,6 @@ def test_ctrl_c_destroys_the_runner(farm: Farm, context: Context) -> None:
     assert farm.json("status")["builds"][0]["outcome"] == "cancelled"
 
 
-def test_a_client_that_was_killed_is_found_lost(farm: Farm, context: Context) -> None:
-    folder = context("sleep 600")
-    build = farm.start(*farm.build("team/lost", folder))
-    farm.until(lambda: farm.leases("ready"), 120)
-    build.kill()
-    build.communicate()
-    farm.until(lambda: not farm.vms(), 30)
-    assert farm.json("status")["builds"][0]["outcome"] == "client_lost"
-
-
-@pytest.mark.parametrize("program", ["orchestrator", "host"])
-def test_a_build_goes_on_when_a_program_dies(farm: Farm, context: Context, program: str) -> None:
-    folder = context("sleep 12; echo all the way")
-    build = farm.start(*farm.build(f"team/undisturbed-{program}", "--progress=plain", folder))
-    try:
-        farm.until(lambda: farm.leases("ready"), 120)
-        time.sleep(4)
-        pid = farm.pid(program)
-        subprocess.run(["kill", "-9", str(pid)], check=True)
-        farm.until(lambda: farm.pid(program) not in (0, pid), 30)
-        output = build.communicate(timeout=240)[1]
-        assert build.returncode == 0, output
-        assert "all the way" in output
-    finally:
-        build.kill()
-        build.communicate()
-
-
 def test_an_image_of_another_platform_can_be_built(farm: Farm, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     out = tmp_path / "image.tar"
