@@ -84,14 +84,15 @@ class Runners:
         await end_named(TEMPLATE, self._config.state / "templates")
         for directory in sorted((self._config.state / "vms").glob("*")):
             record = read_record(directory)
-            if record and record.ready and record.process and record.process.alive():
+            reason = _unfit(record)
+            if record and not reason:
                 self._records[record.name] = record
                 self._watch(record)
                 log.info("runner adopted", runner=record.name)
                 continue
             try:
                 await self._unmake(directory.name, record)
-                log.info("remains of a runner removed", runner=directory.name)
+                log.info("remains of a runner removed", runner=directory.name, reason=reason)
             except InfrastructureError as error:
                 log.warning("remains of a runner stay", runner=directory.name, error=str(error))
 
@@ -322,6 +323,17 @@ class Runners:
         if record is not None:
             await network.remove_namespace(network.link(self._config, record.slot).namespace)
         await asyncio.to_thread(shutil.rmtree, self._directory(runner), ignore_errors=True)
+
+
+def _unfit(record: Record | None) -> str:
+    """Why a runner that an earlier host program left is not taken over; empty when it is. Pure but
+    for the look whether its QEMU runs.
+    """
+    if record is None:
+        return "it has no record that can be read"
+    if not record.ready or record.process is None:
+        return "it was being made when the host program ended"
+    return "" if record.process.alive() else "its QEMU has ended"
 
 
 def _cancelled() -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, NotFound, UsageError
@@ -143,7 +144,9 @@ async def test_what_is_no_runners_name_reaches_no_path(here: Here, name: str) ->
         await here.dial(name)
 
 
-async def test_a_restart_adopts_what_lives_and_unmakes_the_rest(here: Here, tmp_path: Path) -> None:
+async def test_a_restart_adopts_what_lives_and_unmakes_the_rest_for_a_stated_reason(
+    here: Here, tmp_path: Path
+) -> None:
     lives = ProcessId.of(os.getpid())
     for record in (
         Record("lives-1", 0, "t1", "k", lives, ready=True, ssh_host_key="ssh-ed25519 A"),
@@ -154,7 +157,14 @@ async def test_a_restart_adopts_what_lives_and_unmakes_the_rest(here: Here, tmp_
         directory.mkdir(parents=True)
         write_record(directory, record)
     (tmp_path / "vms/broken-1").mkdir()
-    await here.adopt()
+    with structlog.testing.capture_logs() as lines:
+        await here.adopt()
+    assert {line["runner"]: line.get("reason", "adopted") for line in lines} == {
+        "lives-1": "adopted",
+        "half-1": "it was being made when the host program ended",
+        "dead-1": "its QEMU has ended",
+        "broken-1": "it has no record that can be read",
+    }
     assert [runner.name for runner in here.list()] == ["lives-1"]
     assert [path.name for path in (tmp_path / "vms").iterdir()] == ["lives-1"]
 
