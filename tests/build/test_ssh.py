@@ -122,12 +122,37 @@ async def test_altered_bytes_end_the_connection(tmp_path: Path) -> None:
                 raise InfrastructureError("seen")
 
 
+async def test_a_connection_that_falls_silent_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a network that drops everything: nothing is closed, and nothing comes any more."""
+    monkeypatch.setattr(ssh, "KEEPALIVE_S", 0.1)
+    monkeypatch.setattr(ssh, "KEEPALIVES_LOST", 3)
+    key, buildkit, dropping = ssh.new_key(), tmp_path / "buildkitd.sock", False
+
+    def alter(data: bytes) -> bytes:
+        return b"" if dropping else data
+
+    async with (
+        echo(buildkit),
+        fake_runner(ssh.public_line(key), buildkit, alter) as there,
+        ssh.connect(there.relay(), key) as tunnel,
+    ):
+        await asyncio.sleep(1)
+        assert not tunnel.lost.is_set(), "an idle connection is kept"
+        dropping = True
+        async with asyncio.timeout(5):
+            await tunnel.lost.wait()
+        assert not await tunnel.alive()
+
+
 async def test_a_lost_runner_is_not_alive(tmp_path: Path) -> None:
     key = ssh.new_key()
     async with runner(tmp_path, key) as there, ssh.connect(there.relay(), key) as tunnel:
         assert await tunnel.alive()
         await there.cut()
         assert not await tunnel.alive()
+        assert tunnel.lost.is_set()
 
 
 async def test_a_runner_whose_buildkit_is_gone_is_not_alive(tmp_path: Path) -> None:
