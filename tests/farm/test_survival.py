@@ -203,8 +203,26 @@ def test_a_base_image_that_a_dead_registry_has_is_not_the_users_fault(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("program", ["registry", "s3"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_cache_that_can_be_neither_read_nor_written_fails_nothing(
+    farm: Farm, context: Context
+) -> None:
+    words = farm.build("team/uncached", "--progress=plain", context("echo built"))
+    with nobody_starts_again(farm):
+        os.kill(farm.pid("registry"), signal.SIGKILL)
+        done = farm.mayfly(*words)
+    assert "exporting cache" in done.stderr
+    assert farm.json("status")["builds"][0]["outcome"] == "succeeded"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [
+        ("registry", signal.SIGKILL),
+        ("s3", signal.SIGKILL),
+        ("s3", signal.SIGSTOP),
+    ],
+)
 def test_an_image_that_cannot_be_pushed_is_not_published_and_nothing_hangs(
     farm: Farm, context: Context, program: str, number: signal.Signals
 ) -> None:
