@@ -227,7 +227,9 @@ async def _attempt(
         if attempt.opened and request.args.stdout:
             return results.half_written(attempt)
         if way.news and attempt.error:
-            show(f"{attempt.error.message}: {results.AGAIN}")
+            line = f"{attempt.error.message}: {results.AGAIN}"
+            show(line)
+            log.write(f"{line}\n".encode())
 
 
 async def _connection(
