@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from datetime import date
@@ -128,6 +129,13 @@ def test_the_packages_digest_is_that_of_a_set() -> None:
     packages = [Package("a", "1", "amd64", "x"), Package("b", "1", "amd64", "y")]
     assert make.packages_digest(packages) == make.packages_digest(packages[::-1])
     assert make.packages_digest(packages) != make.packages_digest(packages[:1])
+
+
+def test_help_names_every_kind() -> None:
+    """`docs/reference.md` is what the commands say, which another test holds."""
+    text = (Path(__file__).parents[2] / "docs/reference.md").read_text()
+    (named,) = re.findall(r"^  NAME… <list\[str\]>  ([a-z, ]+)\.", text, re.M)
+    assert set(named.split(", ")) == set(KINDS)
 
 
 def test_an_unknown_kind_is_a_usage_error(tmp_path: Path) -> None:

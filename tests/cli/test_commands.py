@@ -150,6 +150,12 @@ def _said(capsys: pytest.CaptureFixture[str]) -> str:
         (["lease", "show"], 2, "Missing argument 'LEASE' - "),
         (["logs"], 2, "Missing argument 'BUILD' - "),
         (["base", "push"], 2, "Missing argument"),
+        (["base", "push", "debian", "perl"], 2, "no base image is called 'perl' - use debian, "),
+        (
+            ["base", "push", "go", "--platform", "linux/mips"],
+            2,
+            "platform 'linux/mips' - use linux",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
