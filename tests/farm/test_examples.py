@@ -88,9 +88,10 @@ def test_an_example_is_built_cold_and_then_from_cache_and_does_what_it_says(
     # The image, as whoever pulls it has it: not root, and its service answers.
     (tmp_path / "Dockerfile").write_text(
         f"FROM {farm.config.registry_host}/{image}:1\n"
-        f'RUN ["bash", "-ec", "test $(id -u) != 0; {command} & for n in {{1..600}}; do '
-        "exec 3<>/dev/tcp/127.0.0.1/8000 && break; sleep 0.2; done 2>&-; "
-        "printf 'GET / HTTP/1.0\\\\r\\\\n\\\\r\\\\n' >&3; cat <&3\"]\n"
+        f'RUN ["bash", "-ec", "test $(id -u) != 0; {command} & '
+        "for n in {1..300}; do (exec 3<>/dev/tcp/127.0.0.1/8000) 2>&- && break; sleep 0.2; done; "
+        "exec 3<>/dev/tcp/127.0.0.1/8000; "
+        "printf 'GET / HTTP/1.0\\\\r\\\\nHost: localhost\\\\r\\\\n\\\\r\\\\n' >&3; cat <&3\"]\n"
     )
     ran = farm.mayfly(*farm.build(f"examples/{name}", "--progress=plain", tmp_path)).stderr
     assert "Hello from a Mayfly build" in ran
