@@ -60,9 +60,12 @@ def _network(value: str) -> str:
     return str(network)
 
 
-def _ipv4(value: str) -> str:
-    if ipaddress.ip_address(value).version != 4:
+def _resolver(value: str) -> str:
+    address = ipaddress.ip_address(value)
+    if address.version != 4:
         raise ValueError("write an IPv4 address: runners have no IPv6")
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        raise ValueError("write an address that reaches this machine: loopback is a runner's own")
     return value
 
 
@@ -163,12 +166,15 @@ class Network(_Section):
         "198.18.0.0/16",
         description="IPv4 network for the links between this machine and its runners.",
     )
-    resolvers: tuple[Annotated[str, AfterValidator(_ipv4)], ...] = Field(
+    resolvers: tuple[Annotated[str, AfterValidator(_resolver)], ...] = Field(
         (),
-        description="DNS servers (IPv4) for runners; empty: those of this machine's resolv.conf.",
+        description="DNS servers (IPv4) for runners, and the only ones; an address of this machine "
+        "is fine. Empty: those of this machine's resolv.conf.",
     )
     allow: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
-        (), description="IPv4 networks that runners may reach although they are private."
+        (),
+        description="IPv4 networks that runners may reach although they are private. One address "
+        "(`/32`) may be this machine's own; a larger network opens none of this machine's.",
     )
 
 

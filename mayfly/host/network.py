@@ -1,9 +1,8 @@
-"""A network namespace for each VM, and the rules that keep a build away from this machine.
+"""A network namespace for each VM, and the two fences (`fence`) that keep a build away from here.
 
 QEMU runs inside the namespace; its user-mode network turns the guest's packets into connections
 of the QEMU process, so that the rules of the namespace's output chain see the true destination
-whatever the guest forges. A veth pair is the only way out. The table on the machine's side is the
-second fence and does the address translation.
+whatever the guest forges. A veth pair is the only way out.
 """
 
 from __future__ import annotations
@@ -16,27 +15,28 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MachineUnfit
+from mayfly.host import fence
+from mayfly.host.fence import Surroundings
 from mayfly.host.process import run
 
 NETNS = Path("/run/netns")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-FORWARD_BEFORE = Path("/run/mayfly-ip_forward.before")
-"""What ip_forward was before the first of this machine's installations started."""
+PING = Path("/proc/sys/net/ipv4/ping_group_range")
 
-BOGONS = (
-    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
-    *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
-)
-"""What a build has no business to reach (IANA's IPv4 special-purpose registry, RFC 6890, without
-the documentation ranges: nothing is there on the internet, and sites are known to use them)."""
+UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
+"""The DNS servers behind systemd-resolved's stub (systemd-resolved(8))."""
+
+MOST_RESOLVERS = 3
+"""A resolver asks no more of those in a resolv.conf (MAXNS, resolv.conf(5))."""
 
 SSH_PORT = 2222
 """Where QEMU takes connections for the guest's port 22, on the namespace's loopback."""
@@ -78,29 +78,25 @@ def link(config: Config, slot: int) -> Link:
         )
     return Link(
         namespace=f"mayfly-{tag(config)}-{slot}",
-        device=f"mf{tag(config)}{slot}",
+        device=f"{devices(config)}{slot}",
         host_address=str(ipaddress.IPv4Address(base + 1)),
         guest_address=str(ipaddress.IPv4Address(base + 2)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the rules must know of this machine at the moment: its addresses and resolvers."""
-
-    addresses: tuple[str, ...]
-    resolvers: tuple[str, ...]
-    mtu: int
-
-
 async def surroundings(config: Config) -> Surroundings:
-    """Read the machine's IPv4 addresses, the MTU of its way out, and its DNS servers."""
+    """Read the machine's IPv4 addresses, the MTU of its way out, and its DNS servers.
+
+    The addresses of the links to runners are left out: all of `network.subnet` is refused anyway.
+    """
     links = json.loads(await run("ip", "-j", "-4", "addr"))
-    addresses = [a["local"] for item in links for a in item.get("addr_info", []) if "local" in a]
+    subnet = ipaddress.IPv4Network(config.network.subnet)
+    found = [a["local"] for item in links for a in item.get("addr_info", []) if "local" in a]
+    addresses = {a for a in found if ipaddress.IPv4Address(a) not in subnet}
     route = json.loads(await run("ip", "-j", "-4", "route", "show", "default"))
     out = {item.get("dev") for item in route}
     mtu = min([item["mtu"] for item in links if item["ifname"] in out], default=1500)
-    return Surroundings(tuple(sorted(set(addresses))), resolvers(config), mtu)
+    return Surroundings(tuple(sorted(addresses)), resolvers(config), mtu)
 
 
 def resolvers(config: Config, resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
@@ -111,86 +107,104 @@ def resolvers(config: Config, resolv_conf: Path = Path("/etc/resolv.conf")) -> t
     """
     if config.network.resolvers:
         return config.network.resolvers
-    for path in (resolv_conf, Path("/run/systemd/resolve/resolv.conf")):
+    for path in (resolv_conf, UPSTREAM):
         text = path.read_text() if path.exists() else ""
-        found = [m[1] for m in re.finditer(r"^\s*nameserver\s+([0-9.]+)\s*$", text, re.M)]
-        usable = tuple(a for a in found if not ipaddress.ip_address(a).is_loopback)
+        usable = tuple(filter(_usable, re.findall(r"^\s*nameserver\s+(\S+)\s*$", text, re.M)))
         if usable:
-            return usable
+            return usable[:MOST_RESOLVERS]
     raise MachineUnfit(
         f"{resolv_conf} names no DNS server that a runner could use",
         hint="set network.resolvers",
     )
 
 
-def guest_rules(around: Surroundings, allow: Sequence[str], bogons: Sequence[str] = BOGONS) -> str:
-    """nftables rules inside a VM's namespace: nothing but what is named here leaves it."""
-    exceptions = f"ip daddr {{ {', '.join(allow)} }} accept" if allow else ""
-    refused = ", ".join([*bogons, *(a for a in around.addresses if not _within(a, bogons))])
-    names = ", ".join(around.resolvers)
-    return f"""
-table inet mayfly {{
-  chain output {{
-    type filter hook output priority 0; policy drop;
-    oifname "lo" accept
-    ct state established,related accept
-    ip daddr {{ {names} }} udp dport 53 accept
-    ip daddr {{ {names} }} tcp dport 53 accept
-    {exceptions}
-    meta nfproto ipv6 reject
-    ip daddr {{ {refused} }} reject
-    accept
-  }}
-  chain input {{
-    type filter hook input priority 0; policy drop;
-    iifname "lo" accept
-    ct state established,related accept
-    icmp type {{ destination-unreachable, time-exceeded }} accept
-  }}
-}}
-"""
+def _usable(resolver: str) -> bool:
+    try:
+        address = ipaddress.IPv4Address(resolver)
+    except ValueError:
+        return False
+    return not address.is_loopback and not address.is_unspecified
 
 
-def _within(address: str, networks: Sequence[str]) -> bool:
-    ip = ipaddress.ip_address(address)
-    return any(ip in ipaddress.ip_network(n) for n in networks)
+def faults(config: Config) -> Iterator[MachineUnfit]:
+    """What keeps this machine from having runners' networks, as far as it shows without root."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    for program, package in (("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")):
+        if shutil.which(program, path=path) is None:
+            yield MachineUnfit(f"{program} is not installed", hint=f"apt-get install {package}")
+    try:
+        resolvers(config)
+    except MachineUnfit as fault:
+        yield fault
 
 
-def host_rules(table: str, devices: str, subnet: str) -> str:
-    """nftables rules of the machine: runners are translated outwards and reach nothing of ours."""
-    return f"""
-table inet {table} {{
-  chain input {{
-    type filter hook input priority -10; policy accept;
-    iifname "{devices}*" drop
-  }}
-  chain forward {{
-    type filter hook forward priority -10; policy accept;
-    iifname "{devices}*" oifname "{devices}*" drop
-    iifname "{devices}*" ip saddr != {subnet} drop
-    iifname "{devices}*" meta nfproto ipv6 drop
-    oifname "{devices}*" ct state established,related accept
-    oifname "{devices}*" drop
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority 100; policy accept;
-    ip saddr {subnet} oifname != "{devices}*" masquerade
-  }}
-}}
-"""
+class Fence:
+    """The machine's side of this installation: its table, and that packets are let through."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stands: Surroundings | None = None
+        self._building = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Put up the fence and let packets through; `close_machine` undoes it. Idempotent.
+
+        Raises `MachineUnfit` when this machine has no DNS server for runners, or its kernel no
+        nftables: without a fence there are no runners.
+        """
+        around = await surroundings(self._config)
+        table = _table(self._config)
+        try:
+            await run("nft", "-f", "-", stdin=f"table inet {table}\n")
+        except (InfrastructureError, FileNotFoundError) as error:
+            raise MachineUnfit(
+                f"this machine has no nftables to keep runners in: {error}",
+                hint="install nftables, and a kernel with nf_tables, nf_nat and nf_conntrack",
+            ) from None
+        await self.follow(around)
+        before = forward_before()
+        if not before.exists():
+            before.write_text(FORWARD.read_text())
+        FORWARD.write_text("1\n")
+
+    async def follow(self, around: Surroundings) -> None:
+        """Make the fence anew where the machine's addresses or resolvers have changed.
+
+        In one transaction: there is no moment without it.
+        """
+        async with self._building:
+            if around == self._stands:
+                return
+            table = _table(self._config)
+            to = fence.reach(self._config.network, around)
+            rules = fence.machine_rules(table, devices(self._config), to)
+            await run(
+                "nft", "-f", "-", stdin=f"table inet {table}\ndelete table inet {table}\n{rules}"
+            )
+            self._stands = around
 
 
-async def open_machine(config: Config) -> None:
-    """Install this installation's table and let packets through; what was there is kept on file.
+def devices(config: Config) -> str:
+    """What the names of this installation's links to runners begin with."""
+    return f"mf{tag(config)}"
 
-    Idempotent. `close_machine` undoes it.
+
+def _table(config: Config) -> str:
+    return f"mayfly_{tag(config)}"
+
+
+def _without(table: str) -> str:
+    """Commands for nft that delete a table, whether it is there or not."""
+    return f"table inet {table}\ndelete table inet {table}\n"
+
+
+def forward_before() -> Path:
+    """Where it stands what ip_forward was before the first of this machine's installations.
+
+    As ip_forward is, it is one of the network namespace that this thread is in.
     """
-    if not FORWARD_BEFORE.exists():
-        FORWARD_BEFORE.write_text(FORWARD.read_text())
-    FORWARD.write_text("1\n")
-    table = f"mayfly_{tag(config)}"
-    rules = host_rules(table, f"mf{tag(config)}", config.network.subnet)
-    await run("nft", "-f", "-", stdin=f"table inet {table}\ndelete table inet {table}\n{rules}")
+    inode = Path("/proc/thread-self/ns/net").stat().st_ino
+    return Path(f"/run/mayfly-ip_forward.{inode}.before")
 
 
 async def close_machine(config: Config) -> None:
@@ -201,18 +215,21 @@ async def close_machine(config: Config) -> None:
     if NETNS.is_dir():
         for path in sorted(NETNS.glob(f"mayfly-{tag(config)}-*")):
             await remove_namespace(path.name)
-    table = f"mayfly_{tag(config)}"
-    await run("nft", "-f", "-", stdin=f"table inet {table}\ndelete table inet {table}\n")
+    table = _table(config)
+    await run("nft", "-f", "-", stdin=_without(table))
     others = "table inet mayfly_" in await run("nft", "list", "tables")
-    if FORWARD_BEFORE.exists() and not others:
-        FORWARD.write_text(FORWARD_BEFORE.read_text())
-        FORWARD_BEFORE.unlink()
+    before = forward_before()
+    if before.exists() and not others:
+        FORWARD.write_text(before.read_text())
+        before.unlink()
 
 
 async def make_namespace(config: Config, to: Link, around: Surroundings) -> None:
     """Make a VM's namespace with its link and rules. Half-made ones are removed by the caller.
 
-    One that is there already is what an interrupted command left, and goes first.
+    One that is there already is what an interrupted command left, and goes first. Whoever is in
+    it may ping: QEMU sends a guest's ICMP echo by a socket that needs leave, and without it as a
+    datagram to UDP port 7.
     """
     await remove_namespace(to.namespace)
     await _remove_device(to.device)
@@ -237,9 +254,10 @@ route add default via {to.host_address}
         ),
         run(
             *("nsenter", f"--net={to.path}", "nft", "-f", "-"),
-            stdin=guest_rules(around, config.network.allow),
+            stdin=fence.guest_rules(fence.reach(config.network, around)),
         ),
     )
+    inside(to.path, lambda: PING.write_text("0 2147483647\n"))
 
 
 async def _remove_device(device: str) -> None:

@@ -31,6 +31,7 @@ from mayfly.errors import InfrastructureError, NotFound, UsageError
 from mayfly.host import argv, network, scratch
 from mayfly.host.agent import agent
 from mayfly.host.component import runner_disks
+from mayfly.host.fence import Surroundings
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import monitor
 from mayfly.host.process import end, end_named, exited, spawn
@@ -65,6 +66,7 @@ class Runners:
     def __init__(self, config: Config, machine: Machine) -> None:
         self._config = config
         self._machine = machine
+        self.fence = network.Fence(config)
         self._records: dict[str, Record] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making: dict[str, asyncio.Task[Record]] = {}
@@ -214,6 +216,7 @@ class Runners:
         self._keep(record)
         link, uid = network.link(self._config, record.slot), FIRST_UID + record.slot
         around = await network.surroundings(self._config)
+        await self.fence.follow(around)
 
         with phase("prepare"):
             disks, _ = await asyncio.gather(
@@ -285,9 +288,7 @@ class Runners:
         )
         return await spawn(command, errors=directory / "qemu.log", answers=directory / "qmp.sock")
 
-    def _identity(
-        self, spec: RunnerSpec, around: network.Surroundings
-    ) -> tuple[dict[str, Any], str]:
+    def _identity(self, spec: RunnerSpec, around: Surroundings) -> tuple[dict[str, Any], str]:
         """What makes a clone somebody, and the public half of its SSH host key."""
         private, public = ssh_key_pair()
         now_ns = time.time_ns()

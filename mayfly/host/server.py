@@ -20,7 +20,7 @@ import structlog
 from mayfly import golden
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError, UsageError
-from mayfly.host import machine, network, template
+from mayfly.host import machine, template
 from mayfly.host.machine import Machine
 from mayfly.host.runners import Runners
 from mayfly.vm.protocol import (
@@ -66,7 +66,7 @@ class Host:
 
     async def start(self) -> None:
         """Open the machine's network and take over the VMs that live."""
-        await network.open_machine(self._config)
+        await self._runners.fence.open()
         await self._runners.adopt()
 
     async def _about(self, request: Message, progress: Progress) -> tuple[Message, None]:

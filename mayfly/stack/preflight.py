@@ -9,6 +9,7 @@ from pathlib import Path
 from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
+from mayfly.host import network
 from mayfly.stack import loopback, record, registry, seaweed, supervise
 from mayfly.stack.files import read
 from mayfly.stack.record import Record
@@ -81,6 +82,8 @@ def _faults(config: Config, left: Record | None) -> Iterator[MayflyError]:
     running = {name for name, each in kept.items() if each.process.alive()}
     if os.geteuid() != 0:
         yield MachineUnfit("VMs and their networks need root", hint="run `mayfly up` as root")
+    if config.vm.provider == "qemu":
+        yield from network.faults(config)
     if len(os.fsencode(config.state)) > LONGEST_STATE:
         yield MachineUnfit(
             f"the state's path is longer than {LONGEST_STATE} bytes: {config.state}",

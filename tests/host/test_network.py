@@ -1,168 +1,272 @@
-"""The fence around a runner, in namespaces of the test's own: a broken rule leaks nothing.
+"""The fence around a runner, on a machine and in a world of the test's own.
 
-    runner's namespace -- veth -- "the machine" (a namespace) -- veth -- "the world" (a namespace)
-
-The world answers at a public address and at addresses that a build has no business to reach; each
-is shown to answer from the machine first.
+Probes go out from a runner's namespace as QEMU's would. Each of them is shown to be answered when
+there is no fence, so that a silent one means that it was kept back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mayfly.config import Config, Network
+from mayfly.errors import MachineUnfit
 from mayfly.host import network
 from mayfly.host.process import run
+from tests import proving_ground
+from tests.farm import probe
+from tests.proving_ground import (
+    ALLOWED,
+    FORBIDDEN,
+    FORBIDDEN_V6,
+    MACHINES_OWN,
+    MACHINES_OWN_V6,
+    OTHER_DNS,
+    PORT,
+    PUBLIC,
+    RESOLVER,
+    Ground,
+    answering,
+    in_namespace,
+    sh,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-MACHINE, WORLD = f"mftest-m{os.getpid()}", f"mftest-w{os.getpid()}"
-PUBLIC = "203.0.113.10"
-RESOLVER = "10.9.9.53"
-ALLOWED = "10.8.8.8"
-FORBIDDEN = ("10.9.9.9", "172.16.3.3", "192.168.7.7", "100.64.1.1", "169.254.169.254")
-MACHINES_OWN = "203.0.113.1"
-
-
-def sh(*argv: str, stdin: str = "") -> None:
-    subprocess.run(argv, check=True, input=stdin, text=True, timeout=20)
+Target = tuple[str, str, int]
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The thread of the test stands inside "the machine"; the world is one hop away."""
-    monkeypatch.setattr(network, "FORWARD_BEFORE", tmp_path / "before")
+def ground() -> Iterator[Ground]:
+    """The thread of the test stands on "the machine"; the world is one hop away."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    with proving_ground.proving_ground() as ground:
+        try:
+            network._setns(os.open(network.NETNS / ground.machine, os.O_RDONLY))
+            yield ground
+        finally:
+            network._setns(home)
+            os.close(home)
+
+
+def config(tmp_path: Path, resolver: str = RESOLVER, allow: tuple[str, ...] = ()) -> Config:
+    allowed = (f"{ALLOWED}/32", *allow)
+    return Config(state=tmp_path, network=Network(resolvers=(resolver,), allow=allowed))
+
+
+def kinds(address: str, port: int = PORT) -> list[Target]:
+    """TCP, UDP and ICMP to an address."""
+    return [("tcp", address, port), ("udp", address, port), ("icmp", address, 0)]
+
+
+def dns(address: str) -> list[Target]:
+    return [("dns", address, 53), ("dns-tcp", address, 53)]
+
+
+async def answered(namespace: str, targets: list[Target]) -> set[str]:
+    """Those that answer to probes from inside `namespace`."""
+    found = await asyncio.to_thread(in_namespace, namespace, lambda: probe.attempts(targets))
+    return {target for target, how in found.items() if how == "answers"}
+
+
+def names(targets: list[Target]) -> set[str]:
+    return {" ".join(map(str, target)) for target in targets}
+
+
+@asynccontextmanager
+async def runners(
+    settings: Config,
+) -> AsyncIterator[tuple[network.Link, network.Link, network.Fence]]:
+    """The namespaces of two runners, and the fence; all of it goes with the block."""
+    around = network.Fence(settings)
+    await around.open()
     try:
-        sh("ip", "netns", "add", MACHINE)
-        sh("ip", "netns", "add", WORLD)
-        sh(
-            *("ip", "-n", MACHINE, "-batch", "-"),
-            stdin=f"""\
-link set lo up
-link add uplink type veth peer name out netns {WORLD}
-address add {MACHINES_OWN}/24 dev uplink
-link set uplink up
-route add default via {PUBLIC}
-""",
-        )
-        addresses = "\n".join(f"address add {a}/32 dev lo" for a in (*FORBIDDEN, ALLOWED, RESOLVER))
-        sh(
-            *("ip", "-n", WORLD, "-batch", "-"),
-            stdin=f"""\
-link set lo up
-address add {PUBLIC}/24 dev out
-link set out up
-{addresses}
-""",
-        )
-        network._setns(os.open(network.NETNS / MACHINE, os.O_RDONLY))
-        yield
+        links = network.link(settings, 0), network.link(settings, 1)
+        for to in links:
+            await network.make_namespace(settings, to, await network.surroundings(settings))
+        yield *links, around
     finally:
-        network._setns(home)
-        os.close(home)
-        for name in (MACHINE, WORLD):
-            subprocess.run(["ip", "netns", "delete", name], check=False)
+        await network.close_machine(settings)
 
 
-def config(tmp_path: Path) -> Config:
-    return Config(
-        state=tmp_path,
-        network=Network(resolvers=(RESOLVER,), allow=(f"{ALLOWED}/32",)),
+def take_away(settings: Config, link: network.Link, other: network.Link, fences: str) -> None:
+    """Leave only the first fence, the second, both or none; give IPv6 a way out, as for IPv4."""
+    if fences in ("second", "none"):
+        for each in (link, other):
+            sh("nsenter", f"--net={each.path}", "nft", "flush", "ruleset")
+    if fences in ("first", "none"):
+        sh("nft", "delete", "table", "inet", f"mayfly_{network.tag(settings)}")
+    sh(
+        *("ip", "-batch", "-"),
+        stdin=f"address add fd00:f::1/64 dev {link.device} nodad\n",
+    )
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1\n")
+    sh(
+        *("nsenter", f"--net={link.path}", "ip", "-batch", "-"),
+        stdin="address add fd00:f::2/64 dev out nodad\nroute add default via fd00:f::1\n",
     )
 
 
-def server(namespace: str, address: str, port: int) -> socket.socket:
-    def make() -> socket.socket:
-        made = network.tcp_socket()
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((address, port))
-        made.listen(8)
-        return made
-
-    return network.inside(network.NETNS / namespace, make)
-
-
-async def answers(namespace: str, address: str, port: int) -> bool:
-    """Whether a TCP connection from inside `namespace` is taken."""
-    with network.inside(network.NETNS / namespace, network.tcp_socket) as made:
-        try:
-            loop = asyncio.get_running_loop()
-            await asyncio.wait_for(loop.sock_connect(made, (address, port)), 1.5)
-        except (OSError, TimeoutError):
-            return False
-        return True
-
-
+@pytest.mark.parametrize("fences", ["none", "both", "first", "second"])
 async def test_a_runner_reaches_the_world_and_nothing_of_the_site(
-    machine: None, tmp_path: Path
+    ground: Ground, tmp_path: Path, fences: str
 ) -> None:
     settings = config(tmp_path)
-    await network.open_machine(settings)
-    link, other = network.link(settings, 0), network.link(settings, 1)
-    around = await network.surroundings(settings)
-    assert MACHINES_OWN in around.addresses
-    for to in (link, other):
-        await network.make_namespace(settings, to, around)
-    servers = [server(WORLD, a, 80) for a in (PUBLIC, ALLOWED, *FORBIDDEN)]
-    servers += [server(WORLD, RESOLVER, 53), server(WORLD, RESOLVER, 80)]
-    servers += [server(MACHINE, "0.0.0.0", 80), server(other.namespace, "0.0.0.0", 80)]
-    try:
-        for address in (PUBLIC, ALLOWED, *FORBIDDEN, MACHINES_OWN, link.host_address):
-            namespace = WORLD if address in (*FORBIDDEN, ALLOWED) else MACHINE
-            assert await answers(namespace, address, 80), f"{address} answers nobody"
-
-        assert await answers(link.namespace, PUBLIC, 80)
-        assert await answers(link.namespace, ALLOWED, 80)
-        assert await answers(link.namespace, RESOLVER, 53)
-        assert not await answers(link.namespace, RESOLVER, 80)
-        for address in (*FORBIDDEN, MACHINES_OWN, link.host_address, other.guest_address):
-            assert not await answers(link.namespace, address, 80), f"{address} answers a runner"
-    finally:
-        for made in servers:
-            made.close()
-        await network.close_machine(settings)
+    async with runners(settings) as (link, other, _):
+        take_away(settings, link, other, fences)
+        open_to_all = [*kinds(PUBLIC), *kinds(ALLOWED), *dns(RESOLVER)]
+        closed = [target for address in FORBIDDEN for target in kinds(address)]
+        closed += [target for address in FORBIDDEN_V6 for target in kinds(address)]
+        closed += [target for each in (PUBLIC, ALLOWED, OTHER_DNS) for target in dns(each)]
+        closed += [*kinds(RESOLVER), *dns(FORBIDDEN[0])]
+        for address in (MACHINES_OWN, MACHINES_OWN_V6, link.host_address, other.host_address):
+            closed += kinds(address)
+        closed += kinds(other.guest_address)
+        with answering(ground.machine), answering(other.namespace):
+            ground.seen.clear()
+            found = await answered(link.namespace, [*open_to_all, *closed])
+        if fences == "none":
+            assert found == names([*open_to_all, *closed]), "a probe cannot succeed"
+        else:
+            assert found == names(open_to_all)
+            reached = {line.split(" > ")[1].partition(":")[0] for line in ground.seen}
+            assert reached == {PUBLIC, ALLOWED, RESOLVER}
 
 
-async def test_the_machines_side_holds_when_a_runners_own_rules_are_gone(
-    machine: None, tmp_path: Path
+async def test_dns_at_the_machines_own_address_is_all_that_the_machine_answers(
+    ground: Ground, tmp_path: Path
 ) -> None:
+    settings = config(tmp_path, resolver=MACHINES_OWN)
+    async with runners(settings) as (link, _, _):
+        with answering(ground.machine, dns=True):
+            wanted = [*dns(MACHINES_OWN), *kinds(MACHINES_OWN), *dns(link.host_address)]
+            assert await answered(link.namespace, wanted) == names(dns(MACHINES_OWN))
+            sh("nsenter", f"--net={link.path}", "nft", "flush", "ruleset")
+            assert await answered(link.namespace, wanted) == names(dns(MACHINES_OWN))
+
+
+@pytest.mark.parametrize(
+    ("allow", "opens"), [(f"{MACHINES_OWN}/32", True), ("203.0.113.0/24", False)]
+)
+async def test_an_address_of_the_machine_is_opened_by_its_own_name_only(
+    ground: Ground, tmp_path: Path, allow: str, opens: bool
+) -> None:
+    async with runners(config(tmp_path, allow=(allow,))) as (link, _, _):
+        with answering(ground.machine):
+            wanted = [("tcp", MACHINES_OWN, PORT), ("udp", MACHINES_OWN, PORT)]
+            assert await answered(link.namespace, wanted) == (names(wanted) if opens else set())
+
+
+async def test_an_address_that_the_machine_gets_later_is_closed_at_once(
+    ground: Ground, tmp_path: Path
+) -> None:
+    later = "203.0.113.77"
+    async with runners(config(tmp_path)) as (link, _, _):
+        sh("ip", "address", "add", f"{later}/24", "dev", "uplink")
+        with answering(ground.machine):
+            assert await answered(ground.machine, kinds(later)) == names(kinds(later))
+            assert await answered(link.namespace, kinds(later)) == set()
+
+
+async def test_the_fence_follows_the_machine(ground: Ground, tmp_path: Path) -> None:
+    """A machine whose DNS server changes: new runners have the new one, and only that."""
     settings = config(tmp_path)
-    await network.open_machine(settings)
-    link, other = network.link(settings, 0), network.link(settings, 1)
-    around = await network.surroundings(settings)
-    for to in (link, other):
-        await network.make_namespace(settings, to, around)
-        sh("nsenter", f"--net={to.path}", "nft", "flush", "ruleset")
-    servers = [server(MACHINE, "0.0.0.0", 80), server(other.namespace, "0.0.0.0", 80)]
-    try:
-        for address in (MACHINES_OWN, link.host_address, other.guest_address):
-            assert not await answers(link.namespace, address, 80), f"{address} answers a runner"
-    finally:
-        for made in servers:
-            made.close()
-        await network.close_machine(settings)
+    async with runners(settings) as (link, _, around):
+        changed = replace(await network.surroundings(settings), resolvers=(OTHER_DNS,))
+        await around.follow(changed)
+        await network.make_namespace(settings, link, changed)
+        wanted = [*dns(RESOLVER), *dns(OTHER_DNS)]
+        assert await answered(link.namespace, wanted) == names(dns(OTHER_DNS))
 
 
-async def test_the_last_installation_restores_forwarding(machine: None, tmp_path: Path) -> None:
+async def test_what_the_machine_redirects_is_a_service_of_the_machine(
+    ground: Ground, tmp_path: Path
+) -> None:
+    """A published port and a virtual DNS address, as containers and clusters have them."""
+    published, virtual_dns = "203.0.113.99", "10.96.0.10"
+    settings = config(tmp_path, resolver=virtual_dns)
+    async with runners(settings) as (link, other, _):
+        sh(
+            *("nft", "-f", "-"),
+            stdin=f"""
+table ip elsewhere {{
+  chain prerouting {{
+    type nat hook prerouting priority -100; policy accept;
+    ip daddr {published} tcp dport 80 dnat to {FORBIDDEN[0]}:{PORT}
+    ip daddr {virtual_dns} meta l4proto {{ tcp, udp }} th dport 53 dnat to {RESOLVER}
+  }}
+}}
+""",
+        )
+        wanted = [("tcp", published, 80), *dns(virtual_dns)]
+        assert await answered(link.namespace, wanted) == names(dns(virtual_dns))
+        take_away(settings, link, other, "none")
+        assert await answered(link.namespace, wanted[:1]) == names(wanted[:1])
+
+
+async def test_answers_of_routers_come_in(ground: Ground, tmp_path: Path) -> None:
+    """Path MTU discovery: a smaller link behind the machine, and a datagram that does not fit."""
+    async with runners(config(tmp_path)) as (link, _, _):
+        sh("ip", "route", "add", f"{ALLOWED}/32", "via", PUBLIC, "mtu", "600")
+
+        def learns() -> bool:
+            return probe.path_mtu(ALLOWED, PORT, 1400) == 600
+
+        assert await asyncio.to_thread(in_namespace, link.namespace, learns)
+
+
+async def test_without_nftables_there_are_no_runners(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "ip").symlink_to("/usr/sbin/ip")
+    monkeypatch.setenv("PATH", str(tools))
+    network.FORWARD.write_text("0\n")
+    with pytest.raises(MachineUnfit, match="no nftables"):
+        await network.Fence(config(tmp_path)).open()
+    assert network.FORWARD.read_text() == "0\n"
+    (tools / "nft").write_text("#!/bin/sh\necho Error: Operation not supported >&2; exit 1\n")
+    (tools / "nft").chmod(0o755)
+    with pytest.raises(MachineUnfit, match="Operation not supported"):
+        await network.Fence(config(tmp_path)).open()
+
+
+def test_what_a_machine_lacks_is_said_without_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not list(network.faults(config(tmp_path)))
+    monkeypatch.setattr("shutil.which", lambda name, path: None)
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\nnameserver not-an-address\n")
+    of_nobody = partial(network.resolvers, resolv_conf=tmp_path / "resolv.conf")
+    monkeypatch.setattr(network, "resolvers", of_nobody)
+    monkeypatch.setattr(network, "UPSTREAM", tmp_path / "missing")
+    said = [str(fault) for fault in network.faults(Config(state=tmp_path))]
+    assert [line.split()[0] for line in said[:3]] == ["ip", "nft", "nsenter"]
+    assert "set network.resolvers" in said[3]
+
+
+async def test_the_last_installation_restores_forwarding(ground: Ground, tmp_path: Path) -> None:
     one, other = config(tmp_path / "one"), config(tmp_path / "other")
     network.FORWARD.write_text("0\n")
-    await network.open_machine(one)
-    await network.open_machine(other)
+    await network.Fence(one).open()
+    await network.Fence(other).open()
     await network.close_machine(one)
     assert network.FORWARD.read_text() == "1\n"
     await network.close_machine(other)
     assert network.FORWARD.read_text() == "0\n"
 
 
-async def test_a_link_that_is_not_gone_yet_is_in_nobodys_way(machine: None, tmp_path: Path) -> None:
+async def test_a_link_that_is_not_gone_yet_is_in_nobodys_way(
+    ground: Ground, tmp_path: Path
+) -> None:
     """The kernel takes a deleted namespace apart later, and its end of the link with it."""
     settings = config(tmp_path)
     link = network.link(settings, 0)
@@ -171,21 +275,18 @@ async def test_a_link_that_is_not_gone_yet_is_in_nobodys_way(machine: None, tmp_
     await network.remove_namespace(link.namespace)
 
 
-async def test_closing_leaves_the_machine_as_it_was(machine: None, tmp_path: Path) -> None:
+async def test_closing_leaves_the_machine_as_it_was(ground: Ground, tmp_path: Path) -> None:
     settings = config(tmp_path)
     network.FORWARD.write_text("0\n")
 
     def state() -> str:
-        def output(*argv: str) -> str:
-            return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
         names = sorted(path.name for path in network.NETNS.iterdir())
-        links = output("ip", "-br", "link")
-        return f"{output('nft', 'list', 'ruleset')}{links}{names}{network.FORWARD.read_text()}"
+        links = sh("ip", "-br", "link")
+        return f"{sh('nft', 'list', 'ruleset')}{links}{names}{network.FORWARD.read_text()}"
 
     before = state()
-    await network.open_machine(settings)
-    await network.open_machine(settings)
+    await network.Fence(settings).open()
+    await network.Fence(settings).open()
     link = network.link(settings, 3)
     await network.make_namespace(settings, link, await network.surroundings(settings))
     assert state() != before

@@ -12,6 +12,7 @@ import pytest
 
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
+from mayfly.host import network
 from mayfly.pid import ProcessId
 from mayfly.stack import hosts, lifecycle, preflight, record, seaweed, supervise
 from tests.stack_fixture import free_port, temporary_state
@@ -42,13 +43,14 @@ def test_every_fault_is_said_at_once(config: Config, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(seaweed, "binary", none)
     monkeypatch.setattr(preflight, "tools_dir", no_tools)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(network, "faults", lambda config: iter([MachineUnfit("no nft")]))
     config = config.model_copy(update={"state": config.state / ("x" * 100)})
     with supervise.listen(config.server.listen), pytest.raises(MachineUnfit) as caught:
         preflight.check(config)
     lines = str(caught.value).splitlines()
-    for part in ("root", "longer than 50 bytes", "no weed", "no tools", "already in use"):
+    for part in ("root", "longer than 50 bytes", "no weed", "no tools", "no nft", "already in use"):
         assert any(part in line for line in lines), part
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize("below", [f"vms/{36 * 'r'}/qemu", f"templates/.{16 * 'k'}.partial"])
