@@ -43,6 +43,7 @@ MACHINES_OWN, MACHINES_OWN_V6 = "203.0.113.1", "2001:db8:1::1"
 PORT = 8080
 
 T = TypeVar("T")
+Answer = Callable[[bytes], bytes]
 
 
 @dataclass
@@ -136,7 +137,7 @@ def answering(namespace: str, echo: tuple[int, ...] = (PORT,), dns: bool = False
     """Echo TCP and UDP at every address of a namespace, and answer DNS where that is wanted."""
     wanted = [(port, _echo) for port in echo] + ([(53, _dns)] if dns else [])
 
-    def make() -> list[tuple[socket.socket, Callable[[bytes], bytes]]]:
+    def make() -> list[tuple[socket.socket, Answer]]:
         return [
             (_bound(kind, port), answer)
             for port, answer in wanted
@@ -171,35 +172,46 @@ def _bound(kind: socket.SocketKind, port: int) -> socket.socket:
     return made
 
 
-def _serve(
-    sockets: list[tuple[socket.socket, Callable[[bytes], bytes]]], stopped: socket.socket
-) -> None:
+def _serve(sockets: list[tuple[socket.socket, Answer]], stopped: socket.socket) -> None:
+    """Answer until `stopped` says so. Nobody waits for a client that sends nothing."""
     with selectors.DefaultSelector() as selector:
         selector.register(stopped, selectors.EVENT_READ)
         for each, answer in sockets:
             selector.register(each, selectors.EVENT_READ, answer)
+        open_: set[socket.socket] = set()
         while True:
             for key, _ in selector.select():
                 if key.fileobj is stopped:
+                    for each in open_:
+                        each.close()
                     return
                 assert isinstance(key.fileobj, socket.socket)
+                sock, answer = key.fileobj, key.data
                 with contextlib.suppress(OSError):
-                    _answer_one(key.fileobj, key.data)
+                    if sock.type == socket.SOCK_DGRAM:
+                        _answer_datagram(sock, answer)
+                    elif sock in open_:
+                        selector.unregister(sock)
+                        open_.remove(sock)
+                        with sock:
+                            _answer_stream(sock, answer)
+                    else:
+                        connection, _ = sock.accept()
+                        open_.add(connection)
+                        selector.register(connection, selectors.EVENT_READ, answer)
 
 
-def _answer_one(sock: socket.socket, answer: Callable[[bytes], bytes]) -> None:
-    if sock.type == socket.SOCK_DGRAM:
-        data, ancillary, _, peer = sock.recvmsg(4096, 256)
-        if reply := answer(data):
-            sock.sendmsg([reply], ancillary, 0, peer)
-        return
-    connection, _ = sock.accept()
-    with connection:
-        connection.settimeout(2)
-        framed = answer is _dns
-        data = connection.recv(4096)
-        if reply := answer(data[2:] if framed else data):
-            connection.sendall(struct.pack("!H", len(reply)) + reply if framed else reply)
+def _answer_datagram(sock: socket.socket, answer: Answer) -> None:
+    data, ancillary, _, peer = sock.recvmsg(4096, 256)
+    if reply := answer(data):
+        sock.sendmsg([reply], ancillary, 0, peer)
+
+
+def _answer_stream(sock: socket.socket, answer: Answer) -> None:
+    framed = answer is _dns
+    data = sock.recv(4096)
+    if reply := answer(data[2:] if framed else data):
+        sock.sendall(struct.pack("!H", len(reply)) + reply if framed else reply)
 
 
 def _echo(data: bytes) -> bytes:

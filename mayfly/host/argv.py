@@ -81,7 +81,7 @@ def clone(
         f"memory-backend-file,id=ram,size={hardware.boot_memory_bytes},mem-path={ram},"
         "share=off,readonly=on,rom=off",
         "-netdev",
-        f"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{ssh_port}-:22",
+        user_network(ssh_port),
         "-chardev",
         "ringbuf,id=console,size=65536",
         "-serial",
@@ -92,6 +92,11 @@ def clone(
         "-incoming",
         "defer",
     ]
+
+
+def user_network(ssh_port: int) -> str:
+    """A clone's way out: QEMU's own connections. IPv6 is off, SSH comes in from loopback only."""
+    return f"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{ssh_port}-:22"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,18 +16,25 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 CARD = "eth0"
 GATEWAY = "10.0.2.2"
 MACS = (bytes.fromhex("02000000ff01"), bytes.fromhex("02000000ff02"))
 LISTEN_S = 6.0
+BURST, BURST_S = 8, 0.02
+"""A card's queue is short: so many frames at a time, and so many seconds between them."""
 PORTS = 40000
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 ALL_NODES = b"\x33\x33\0\0\0\1"
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
+    print(json.dumps(send(json.loads(sys.argv[1]))))
+
+
+def send(told: dict[str, list[Any]]) -> dict[str, Any]:
+    """Send all frames, and listen until nothing has come for a while after the last of them."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as card:
         card.bind((CARD, 0))
         promiscuous = struct.pack("iHH8s", socket.if_nametoindex(CARD), 1, 0, b"")
@@ -35,25 +42,28 @@ def main() -> None:
         gateway = mac_of_gateway(card)
         frames = list(forged(told["to"], told["from"], gateway))
         answered: set[str] = set()
-        came = sent = 0
-        end = time.monotonic() + LISTEN_S
-        while (left := end - time.monotonic()) > 0:
-            # A few at a time: a card's queue is short.
-            for frame in frames[sent : sent + 8]:
+        came = 0
+        for start in range(0, len(frames), BURST):
+            for frame in frames[start : start + BURST]:
                 card.send(frame)
-                end = time.monotonic() + LISTEN_S
-            sent = min(len(frames), sent + 8)
-            while select.select([card], [], [], 0.02 if sent < len(frames) else left)[0]:
-                frame, about = card.recvfrom(4096)
-                if about[2] == 4:  # PACKET_OUTGOING
-                    continue
-                came += 1
-                if reply := arp_reply(frame, told["from"]):
-                    card.send(reply)
-                elif line := answer_in(frame):
-                    answered.add(line)
-                left = max(0.0, end - time.monotonic())
-    print(json.dumps({"answered": sorted(answered), "sent": sent, "came": came}))
+            came += listen(card, told["from"], answered, BURST_S)
+        came += listen(card, told["from"], answered, LISTEN_S)
+    return {"answered": sorted(answered), "sent": len(frames), "came": came}
+
+
+def listen(card: socket.socket, sources: list[str], answered: set[str], wait_s: float) -> int:
+    """Note what answers within `wait_s`, and answer ARP for the forged; how many frames came."""
+    end, came = time.monotonic() + wait_s, 0
+    while select.select([card], [], [], max(0.0, end - time.monotonic()))[0]:
+        frame, about = card.recvfrom(4096)
+        if about[2] == socket.PACKET_OUTGOING:
+            continue
+        came += 1
+        if reply := arp_reply(frame, sources):
+            card.send(reply)
+        elif line := answer_in(frame):
+            answered.add(line)
+    return came
 
 
 def forged(wanted: list[list[str]], sources: list[str], gateway: bytes) -> Iterator[bytes]:
