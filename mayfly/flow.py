@@ -305,7 +305,9 @@ async def _credentials(
 ) -> credentials.Given:
     """Put all that this build's runner may ask for where buildx answers from."""
     ours = {} if request.registry.external else {request.registry_host: token}
-    wants = credentials.wanted(request.bases, [*request.args.references, *caches])
+    args = request.args
+    written = [*args.writes, *(caches if args.builds else ())]
+    wants = credentials.wanted([*request.bases, *args.reads], written)
     logins = credentials.Logins(request.environ, credentials.farms(request.registry))
     given = await credentials.gather(ours, wants, logins, _trust(request.registry))
     folder.write_logins(given.config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +34,9 @@ class Target:
     `context` may be a directory, a URL, or `-`; so may `dockerfile` (a path is relative to the
     working directory), which is empty for the usual one beside the context, and None where the
     definition holds the text itself. `contexts` are directories that go by other names in it.
-    `inline` is that text. `stage` is the Dockerfile's stage, `references` are all images that are
-    named beside the Dockerfile, tags included.
+    `inline` is that text. `stage` is the Dockerfile's stage. `reads` and `writes` are the images
+    that are named beside the Dockerfile and are pulled or pushed: contexts, caches, outputs, and
+    the tags where they are pushed.
     """
 
     name: str = ""
@@ -46,7 +47,8 @@ class Target:
     contexts: tuple[str, ...] = ()
     stage: str = ""
     tags: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
     outputs: bool = False
     push: bool = False
     load: bool = False
@@ -107,8 +109,12 @@ class BuildArgs:
         return tuple(tag for target in self.targets if target.push for tag in target.tags)
 
     @property
-    def references(self) -> tuple[str, ...]:
-        return tuple(name for target in self.targets for name in target.references)
+    def reads(self) -> tuple[str, ...]:
+        return tuple(name for target in self.targets for name in target.reads)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return tuple(name for target in self.targets for name in target.writes)
 
     @property
     def push(self) -> bool:
@@ -174,7 +180,8 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         contexts=tuple(_local_contexts(given.values("build-context"))),
         stage=given.last("target"),
         tags=given.values("tag"),
-        references=given.values("tag") + _references(given),
+        reads=tuple(_reads(given)),
+        writes=tuple(_writes(given, fields)),
         outputs=bool(outputs) or given.on("push") or given.on("load"),
         push=given.on("push") or any(pushes(f) for f in fields),
         load=given.on("load") or any(loads(f) for f in fields),
@@ -309,18 +316,29 @@ def streams(output: Mapping[str, str]) -> bool:
     return output.get("dest", usual) == "-"
 
 
-def _references(given: Given) -> tuple[str, ...]:
-    """Image references that the build names beside its tags: outputs, caches, contexts."""
-    found: list[str] = []
-    for option in ("cache-from", "cache-to", "output"):
-        for text in given.values(option):
-            fields = parse_fields(text)
-            found += named_in(fields)
-            if option != "output" and not fields:
-                found.append(text)
+def _reads(given: Given) -> Iterator[str]:
+    """The images that are named to be pulled: contexts and imported caches."""
+    for text in given.values("cache-from"):
+        yield from named_in(parse_fields(text)) or _bare(text)
     for text in given.values("build-context"):
-        found += image_context(text.partition("=")[2])
-    return tuple(found)
+        yield from image_context(text.partition("=")[2])
+
+
+def _writes(given: Given, outputs: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """The images that are named to be pushed: tags, outputs and exported caches."""
+    for text in given.values("cache-to"):
+        yield from named_in(parse_fields(text)) or _bare(text)
+    pushed = given.on("push")
+    for fields in outputs:
+        if pushed or pushes(fields):
+            yield from named_in(fields)
+    if pushed or any(pushes(fields) for fields in outputs):
+        yield from given.values("tag")
+
+
+def _bare(text: str) -> list[str]:
+    """A cache that is given as an image's name alone."""
+    return [] if parse_fields(text) else [text]
 
 
 def named_in(fields: Mapping[str, str]) -> list[str]:

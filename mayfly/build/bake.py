@@ -185,9 +185,11 @@ def _target(name: str, entry: Mapping[str, Any]) -> Target:
             )
     outputs, contexts = entry.get("output", []), entry.get("contexts", {})
     tags = tuple(entry.get("tags", []))
-    fields = [*entry.get("cache-from", []), *entry.get("cache-to", []), *outputs]
-    named = [image for each in fields for image in arguments.named_in(each)]
-    named += [image for path in contexts.values() for image in arguments.image_context(path)]
+    reads = [image for each in entry.get("cache-from", []) for image in arguments.named_in(each)]
+    reads += [image for path in contexts.values() for image in arguments.image_context(path)]
+    pushed = [output for output in outputs if arguments.pushes(output)]
+    written = [*entry.get("cache-to", []), *pushed]
+    writes = [image for each in written for image in arguments.named_in(each)]
     context = entry.get("context", ".")
     return Target(
         name=name,
@@ -198,7 +200,8 @@ def _target(name: str, entry: Mapping[str, Any]) -> Target:
         contexts=tuple(path for path in contexts.values() if arguments.local_context(path)),
         stage=entry.get("target", ""),
         tags=tags,
-        references=(*tags, *named),
+        reads=tuple(reads),
+        writes=(*writes, *(tags if pushed else ())),
         outputs=bool(outputs),
         push=any(arguments.pushes(output) for output in outputs),
         load=any(arguments.loads(output) for output in outputs),

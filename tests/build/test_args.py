@@ -201,9 +201,11 @@ def test_which_contexts_buildkit_fetches_itself(context: str, remote: bool) -> N
     assert args.parse([context], HOST).remote is remote
 
 
-def test_the_registries_that_a_build_names_are_found() -> None:
+@pytest.mark.parametrize("push", [True, False])
+def test_the_registries_that_a_build_pulls_from_and_pushes_to_are_found(push: bool) -> None:
     parsed = args.parse(
         [
+            *(["--push"] if push else []),
             *("-t", "ghcr.io/a/b:1", "-t", "plain", "--cache-from", "quay.io/c/d"),
             *("--cache-to", "type=registry,ref=localhost:5001/e", "."),
             *("-o", 'type=image,"name=x.io/f,y.io/g"'),
@@ -211,8 +213,9 @@ def test_the_registries_that_a_build_names_are_found() -> None:
         ],
         HOST,
     )
-    hosts = {host_of(reference) for reference in parsed.references}
-    assert hosts == {"ghcr.io", "docker.io", "quay.io", "localhost:5001", "x.io", "y.io", "z.io"}
+    assert {host_of(name) for name in parsed.reads} == {"quay.io", "z.io"}
+    pushed = {"localhost:5001"} | ({"ghcr.io", "docker.io", "x.io", "y.io"} if push else set())
+    assert {host_of(name) for name in parsed.writes} == pushed
 
 
 @pytest.mark.parametrize("verb", [flags.BUILD, flags.BAKE], ids=lambda verb: verb.verb)

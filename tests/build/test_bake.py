@@ -74,7 +74,8 @@ def test_the_plan_is_what_buildx_resolves_and_its_images_are_whole(parse: Parse)
     assert web.tags == (f"{HOST}/images/o/r:7", "ghcr.io/a/b")
     assert found.pushed == web.tags
     assert (web.context, web.dockerfile, web.push) == ("web", "", True)
-    assert {host_of(name) for name in found.references} == {HOST, "ghcr.io", "quay.io"}
+    assert {host_of(name) for name in found.writes} == {HOST, "ghcr.io"}
+    assert {host_of(name) for name in found.reads} == {"quay.io"}
     assert not lib.push, "what a target is built from is not pushed"
     assert found.plan is not None
     assert found.plan["target"]["web"]["args"] == {"SHELL": "$${HOME}"}, "still to be read once"
