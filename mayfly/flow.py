@@ -20,14 +20,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from mayfly import client, tools
+from mayfly import tools
 from mayfly.build import (
+    access,
     bake,
     bases,
     buildx,
@@ -48,9 +50,11 @@ from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config, Registry
 from mayfly.errors import Denied, InfrastructureError, MayflyError
 from mayfly.model import LeaseRequest, Outcome
-from mayfly.registry import credentials, grants
+from mayfly.registry import grants
 from mayfly.registry.reference import host_of, repository_of
 from mayfly.wire import LeaseJson, VerdictJson
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,7 @@ def prepare(
     check.files(args, cwd)
     check.leave(args, environ, cwd)
     name = grants.check_repo(repo.name(args, environ, cwd))
-    credentials.farms(config.registry)
-    _trust(config.registry)
+    access.check(config.registry)
     _check_tags(args, name, config.registry_host)
     return Request(
         args=args,
@@ -157,7 +160,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         async with (
             stoppable() as stop,
             signals(stop, folder.remove),
-            _meanwhile(request, folder) as prepared,
+            _meanwhile(_prepared(request, folder)) as prepared,
             held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (lease, holder, page),
             progress.uploading(partial(holder.append_log, lease)) as log,
         ):
@@ -179,19 +182,20 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
     return result
 
 
-@asynccontextmanager
-async def _meanwhile(request: Request, folder: buildx.Folder) -> AsyncIterator[asyncio.Task[None]]:
+async def _prepared(request: Request, folder: buildx.Folder) -> None:
     """What is made while we wait for the runner: buildx's name for the socket that will be
     forwarded, and a copy of standard input where the build reads it.
     """
+    argv = buildx.create_argv(request.buildx, folder)
+    await progress.quietly(argv, buildx.environment(request.environ, request.args, folder))
+    if request.args.stdin:
+        await standard_input.spool(0, folder.stdin)
 
-    async def prepare() -> None:
-        argv = buildx.create_argv(request.buildx, folder)
-        await progress.quietly(argv, buildx.environment(request.environ, request.args, folder))
-        if request.args.stdin:
-            await standard_input.spool(0, folder.stdin)
 
-    task = asyncio.create_task(prepare())
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Work that goes on beside the block, and ends with it at the latest."""
+    task = asyncio.create_task(work)
     try:
         yield task
     finally:
@@ -249,89 +253,50 @@ async def _connection(
     relay = ssh.relay_of(view, tls)
     where = cache.references(request.caches, request.repo, args)
     started_at = time.monotonic()
-    asking = asyncio.create_task(_asked(request, relay, folder, where))
+    granting = access.granted(
+        request.registry,
+        request.registry_host,
+        request.caches,
+        relay,
+        folder,
+        request.environ,
+        reads=[*request.bases, *args.reads],
+        writes=[*args.writes, *(where.values() if args.builds else ())],
+    )
     unreadable = ""
     try:
-        async with ssh.connect(relay, key) as tunnel:
+        async with (
+            granting as granted,
+            _meanwhile(cache.found(granted.door, where)) as asked,
+            ssh.connect(relay, key) as tunnel,
+        ):
             await tunnel.forward(folder.socket)
             if again and not await tunnel.alive():
                 raise InfrastructureError("the runner's BuildKit does not answer")
-            given, caches = await asking
-            for line in () if again else given.warnings:
+            for line in () if again else granted.warnings:
                 show(line)
+            caches = await asked
             folder.write_plan(buildx.plan(args, caches))
             connect_s = time.monotonic() - started_at
-            run = partial(
-                progress.run,
+            ran = await progress.run(
                 buildx.build_argv(request.buildx, args, folder, caches),
                 buildx.history_argv(request.buildx),
-                buildx.environment(request.environ, args, folder),
+                {**buildx.environment(request.environ, args, folder), **granted.environment},
                 log,
                 asked=args.progress,
                 stdin=folder.stdin if args.stdin else None,
                 lost=tunnel.lost,
             )
-            ran = await run()
             alive = ran.status == 0 or await tunnel.alive()
-            if given.ends_at < time.monotonic() and results.unpublished(ran, alive=alive):
-                show("a registry's token ended before the push: again, with a fresh one")
-                await _credentials(request, relay.token, folder, where.values())
-                ran = await run()
-                alive = ran.status == 0 or await tunnel.alive()
             if ran.status and alive:
-                ours = bases.of(_host(request), ran.timeline.unread)
-                unreadable = await bases.unreadable(_door(request, relay, given), ours)
+                ours = bases.of(granted.host, ran.timeline.unread)
+                unreadable = await bases.unreadable(granted.door, ours)
     except (InfrastructureError, Denied) as error:
         lost = isinstance(error, InfrastructureError)
         return Attempt(view["size"]["name"], Outcome(error.code), error=error, lost=lost)
-    finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
     return results.attempt(
         view, ran, metadata, alive=alive, connect_s=connect_s, unreadable=unreadable
     )
-
-
-async def _asked(
-    request: Request, relay: ssh.Relay, folder: buildx.Folder, where: Mapping[str, str]
-) -> tuple[credentials.Given, Mapping[str, cache.Cache]]:
-    """What registries are asked while SSH connects: for tokens, and for this build's caches."""
-    given = await _credentials(request, relay.token, folder, where.values())
-    return given, await cache.found(_door(request, relay, given), where)
-
-
-async def _credentials(
-    request: Request, token: str, folder: buildx.Folder, caches: Iterable[str]
-) -> credentials.Given:
-    """Put all that this build's runner may ask for where buildx answers from."""
-    ours = {} if request.registry.external else {request.registry_host: token}
-    args = request.args
-    written = [*args.writes, *(caches if args.builds else ())]
-    wants = credentials.wanted([*request.bases, *args.reads], written)
-    logins = credentials.Logins(request.environ, credentials.farms(request.registry))
-    given = await credentials.gather(ours, wants, logins, _trust(request.registry))
-    folder.write_logins(given.config)
-    return given
-
-
-def _trust(registry: Registry) -> ssl.SSLContext | None:
-    """Whom to trust at other registries; None: whom the system does. Raises `UsageError`."""
-    return client.tls_context(Path(registry.ca)) if registry.ca else None
-
-
-def _door(request: Request, relay: ssh.Relay, given: credentials.Given) -> cache.Door:
-    """Where to ask for caches and bases: the edge, or somebody else's registry itself."""
-    if not request.registry.external:
-        url = relay.url.rstrip("/").replace("ws", "http", 1)
-        return cache.Door(url, f"Bearer {relay.token}", relay.tls)
-    host = _host(request)
-    url = f"https://{credentials.registry_of(host)}"
-    return cache.Door(url, given.authorization(host), _trust(request.registry))
-
-
-def _host(request: Request) -> str:
-    """The host of the farm's registry, as references name it."""
-    return host_of(request.caches) if request.registry.external else request.registry_host
 
 
 async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:

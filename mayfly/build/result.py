@@ -148,11 +148,6 @@ def digest_in(metadata: Mapping[str, Any]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def unpublished(ran: Ran, *, alive: bool) -> bool:
-    """Whether all was built and only the push failed."""
-    return judge(ran, alive=alive)[0] is Outcome.NOT_PUBLISHED
-
-
 def read_metadata(path: Path) -> dict[str, Any]:
     """What buildx wrote to its metadata file; empty when there is none, as after a failure."""
     try:

@@ -3,12 +3,10 @@
 BuildKit asks the client for credentials of whatever host it likes, and the client (buildx) answers
 from Docker's config.json. So a build gets one of its own. The farm's registry stands in it with the
 runner's token. For every other registry that the build names and the user has a login for, the
-login is exchanged, here, for a token that is good for the named repositories alone
-(https://distribution.github.io/distribution/spec/auth/token/, .../oauth/). Only where a registry
-knows no tokens does the login itself go in, and that is said.
-
-buildx reads the file once, when it starts: a token that ends sooner than the build is asked for
-anew by running buildx again (`Given.ends_at`).
+login is exchanged, by us, for tokens that are good for the named repositories alone
+(https://distribution.github.io/distribution/spec/auth/token/, .../oauth/); `build/broker.py` goes
+on doing that while the build runs. Only where a registry knows no tokens does the login itself go
+in, and that is said.
 """
 
 from __future__ import annotations
@@ -16,21 +14,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import math
 import os
 import re
 import shutil
 import ssl
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from mayfly.config import Registry
-from mayfly.errors import Denied, UsageError
+from mayfly.errors import Denied, InfrastructureError, UsageError
 from mayfly.registry.grants import PULL, PUSH, Access
 from mayfly.registry.reference import DOCKER_HUB, host_of, repository_of
 
@@ -62,34 +58,43 @@ class Login:
         return bool(self.password or self.identity or self.registry)
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A registry's token and the monotonic time at which it ends."""
+ANONYMOUS = Login()
 
-    text: str = field(repr=False)
-    ends_at: float = math.inf
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A login that buys tokens for `access` at a token service, and the first one it bought."""
+
+    realm: str
+    service: str
+    login: Login
+    access: tuple[Access, ...]
+    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What goes into a build's config.json.
+    """What a build's runner may ask for, by registry as Docker's configuration calls it.
 
-    `warnings` are for the user, one line each. `ends_at` is the monotonic time at which the first
-    of the tokens ends (infinite when none does before the build's deadline).
+    `auths` are credentials as they stand in config.json. `exchanges` are logins that buy tokens:
+    they themselves go nowhere. `warnings` are for the user, one line each.
     """
 
     auths: Mapping[str, Mapping[str, str]]
+    exchanges: Mapping[str, Exchange] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    ends_at: float = math.inf
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Docker's config.json: a runner can ask for what is in here and for nothing else."""
-        return {"auths": {host: dict(entry) for host, entry in self.auths.items()}}
+    def config(self, instead: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+        """Docker's config.json: a runner can ask for what is in here and for nothing else.
+
+        `instead` stands for the exchanges that it names; for the others it is their first token.
+        """
+        firsts = {key: {"registrytoken": each.token} for key, each in self.exchanges.items()}
+        return {"auths": {**self.auths, **firsts, **instead}}
 
     def authorization(self, host: str) -> str:
         """What the header of that name says to a registry; empty without credentials for it."""
-        entry = self.auths.get(key_of(host), {})
+        entry = self.config({})["auths"].get(key_of(host), {})
         if "auth" in entry:
             return f"Basic {entry['auth']}"
         return f"Bearer {entry['registrytoken']}" if "registrytoken" in entry else ""
@@ -139,8 +144,8 @@ async def gather(
         )
     for part in parts:
         auths |= part.auths
-    warnings = tuple(line for part in parts for line in part.warnings)
-    return Given(auths, warnings, min(part.ends_at for part in parts))
+    exchanges = {key: each for part in parts for key, each in part.exchanges.items()}
+    return Given(auths, exchanges, tuple(line for part in parts for line in part.warnings))
 
 
 async def _one(
@@ -155,45 +160,64 @@ async def _one(
         answer = await http.get(f"https://{registry_of(host)}/v2/")
         schemes = challenges(answer.headers.get_list("WWW-Authenticate"))
         if "bearer" in schemes:
-            token = await _token(http, schemes["bearer"], login, access)
-            return Given({key: {"registrytoken": token.text}}, ends_at=token.ends_at)
+            challenge = schemes["bearer"]
+            realm, service = challenge.get("realm", ""), challenge.get("service", "")
+            exchange = Exchange(realm, service, login, access)
+            token, _ = await _buy(http, exchange, access)
+            return Given({}, {key: replace(exchange, token=token)})
     except Denied:
         if pushes:
             raise Denied(
                 f"{host} refuses the login in your Docker configuration",
                 hint=f"log in again: docker login {host}",
             ) from None
-        return Given({}, (f"{host} refuses your login: building without it",))
+        return _without(f"{host} refuses your login: building without it")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         why = str(error) or type(error).__name__
-        return Given({}, (f"{host} gives no token, building without your login there: {why}",))
+        return _without(f"{host} gives no token, building without your login there: {why}")
     if "basic" in schemes and login.password:
         pair = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
         line = f"{host} knows no scoped tokens: this build's runner can use your login there"
-        return Given({key: {"auth": pair}}, (line,))
-    return Given({}, (f"{host} asks for no login of the kind you have: building without it",))
+        return Given({key: {"auth": pair}}, warnings=(line,))
+    return _without(f"{host} asks for no login of the kind you have: building without it")
 
 
-async def _token(
-    http: httpx.AsyncClient,
-    challenge: Mapping[str, str],
-    login: Login,
-    access: tuple[Access, ...],
-) -> Token:
-    """Exchange a login. Raises `Denied` when it is refused, and `ValueError` or httpx's errors."""
-    realm = challenge.get("realm", "")
+def _without(warning: str) -> Given:
+    return Given({}, warnings=(warning,))
+
+
+async def buy(
+    exchange: Exchange, access: tuple[Access, ...], tls: ssl.SSLContext | None = None
+) -> tuple[str, float]:
+    """A fresh token for `access`, a part of what the exchange is for, and the seconds it lives.
+
+    Raises `Denied` when the login is refused, and `InfrastructureError` when there is no answer.
+    """
+    trust = tls or ssl.create_default_context()
+    try:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=trust) as http:
+            return await _buy(http, exchange, access)
+    except (httpx.HTTPError, ValueError) as error:
+        raise InfrastructureError(f"{exchange.realm} gives no token: {error}") from None
+
+
+async def _buy(
+    http: httpx.AsyncClient, exchange: Exchange, access: tuple[Access, ...]
+) -> tuple[str, float]:
+    """The same. Raises `Denied` when the login is refused, and `ValueError` or httpx's errors."""
+    realm, login = exchange.realm, exchange.login
     if not realm.startswith("https://"):
         raise ValueError(f"its token service is not reached by https: {realm[:200]!r}")
     scopes = [str(item) for item in access]
-    asked_at = time.monotonic()
-    service = {"service": challenge["service"]} if "service" in challenge else {}
+    service = {"service": exchange.service} if exchange.service else {}
     if login.identity:
         form = {"grant_type": "refresh_token", "refresh_token": login.identity}
         form |= {"client_id": "mayfly", "scope": " ".join(scopes), **service}
         answer = await http.post(realm, data=form)
     else:
         url = httpx.URL(realm).copy_merge_params({**service, "scope": scopes})
-        answer = await http.get(url, auth=(login.username, login.password))
+        auth = httpx.BasicAuth(login.username, login.password) if login else None
+        answer = await http.get(url, auth=auth)
     if answer.status_code in (400, 401, 403):
         raise Denied("refused")
     told = answer.raise_for_status().json()
@@ -201,7 +225,7 @@ async def _token(
     if not isinstance(text, str):
         raise ValueError("its answer holds no token")
     lives_s = told.get("expires_in") or SHORTEST_S
-    return Token(text, asked_at + max(float(lives_s), SHORTEST_S))
+    return text, max(float(lives_s), SHORTEST_S)
 
 
 def key_of(host: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -58,7 +60,7 @@ class ThirdParty:
                 "query": request.query_string,
             }
         )
-        if request.headers.get("Authorization") is None and request.method == "GET":
+        if request.method == "GET" and "Authorization" not in request.headers:
             return web.json_response({"token": "anonymous"})
         if not known:
             return web.json_response({}, status=401)
@@ -68,13 +70,22 @@ class ThirdParty:
         return web.json_response(told if self.answer is None else self.answer)
 
 
+def own_address() -> str:
+    """An address of this machine that is not loopback; empty when it has none."""
+    links = json.loads(subprocess.check_output(["ip", "-j", "-4", "addr", "show", "up"]))
+    found = [a["local"] for link in links for a in link.get("addr_info", ())]
+    return next((each for each in found if not each.startswith("127.")), "")
+
+
 @asynccontextmanager
-async def third_party(folder: Path) -> AsyncIterator[tuple[ThirdParty, Path]]:
-    """The registry at `localhost:PORT`, and its CA's file."""
+async def third_party(
+    folder: Path, host: str = "localhost"
+) -> AsyncIterator[tuple[ThirdParty, Path]]:
+    """The registry at `HOST:PORT` (an address of this machine), and its CA's file."""
     now = datetime.now(UTC)
     ca_key, key = (certificates.load_key(tokens.generate()) for _ in range(2))
     ca = certificates.authority(ca_key, now)
-    served = certificates.server(key, ["localhost"], ca, ca_key, now)
+    served = certificates.server(key, [host], ca, ca_key, now)
     (folder / "third.crt").write_bytes(certificates.dump(served))
     (folder / "third.key").write_bytes(_pem(key))
     (folder / "third-ca.crt").write_bytes(certificates.dump(ca))
@@ -87,8 +98,8 @@ async def third_party(folder: Path) -> AsyncIterator[tuple[ThirdParty, Path]]:
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "localhost", 0, ssl_context=tls).start()
-        there.address = f"localhost:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, host, 0, ssl_context=tls).start()
+        there.address = f"{host}:{runner.addresses[0][1]}"
         yield there, folder / "third-ca.crt"
     finally:
         await runner.cleanup()

@@ -71,15 +71,16 @@ def test_image_cache_and_base_are_in_somebody_elses_registry_and_the_runner_has_
             farm.mayfly(*farm.build("team/next", on(f"{image}:1", tmp_path / "two")))
 
         asked = [each for each in there.asked if not each["agent"].startswith("skopeo")]
-        assert {each["agent"].partition("/")[0] for each in asked} == {"python-httpx"}, (
-            "only the client has been there, before BuildKit was asked for anything"
-        )
+        agents = {each["agent"].partition("/")[0] for each in asked}
+        assert agents == {"python-httpx"}, "neither buildx nor a runner has ever been there"
         assert all(each["known"] for each in asked)
+        # Before each build, one token for all that it needs; while it runs, for what is asked.
         both = "repository:acme/mayfly-cache:pull,push"
-        assert [each["scopes"] for each in asked] == [
-            *(2 * [[both, "repository:acme/team/app:pull,push"]]),
-            [both, "repository:acme/team/app:pull"],
-        ]
+        image, read = "repository:acme/team/app:pull,push", "repository:acme/team/app:pull"
+        assert [both, image] in [each["scopes"] for each in asked]
+        assert [both, read] in [each["scopes"] for each in asked]
+        parts = {part for each in asked for part in each["scopes"]}
+        assert parts <= {both, image, read, "repository:acme/mayfly-cache:pull"}
 
 
 @pytest.mark.vm

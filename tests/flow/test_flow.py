@@ -8,8 +8,7 @@ import os
 import signal
 import stat
 import textwrap
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from mayfly.errors import (
     Terminated,
 )
 from mayfly.model import Outcome
-from mayfly.registry import credentials
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
 from tests.build.test_ssh import echo
 from tests.build.third_party import third_party
@@ -77,9 +75,6 @@ BUILDX = """
         with open(os.environ["NOTES"] + ".hanging", "w") as notes:
             print(os.getpid(), file=notes)
         time.sleep(60)
-    if behave == "expire" and logins["auths"][os.environ["THIRD"]]["registrytoken"].endswith("1"):
-        time.sleep(0.2)
-        behave = "unpushed"
     if behave == "unread":
         print("#2 [internal] load metadata for registry.mayfly.internal:5000/images/base/x:1\\n"
               "#2 ERROR: 503", file=sys.stderr)
@@ -205,26 +200,6 @@ async def test_a_failing_build_is_reported_and_nothing_is_said_after_buildkit(
     assert farm.reports[0]["outcome"] is Outcome.FAILED
     assert farm.log.endswith(b"ERROR: that is what BuildKit says\n")
     assert capfd.readouterr().err.endswith("ERROR: that is what BuildKit says\n")
-
-
-async def test_a_push_whose_token_ended_is_made_again_with_a_fresh_one(
-    tmp_path: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host, lines, asked = "third.example", list[str](), list[object]()
-
-    async def gather(
-        ours: Mapping[str, str], wants: Mapping[str, object], logins: object, tls: object
-    ) -> credentials.Given:
-        asked.append(wants)
-        auths = {host: {"registrytoken": f"t{len(asked)}"}}
-        return credentials.Given(auths, ends_at=time.monotonic() + 0.1)
-
-    monkeypatch.setattr(credentials, "gather", gather)
-    words = ("-t", f"{host}/o/r:1", "--push")
-    result = await build(request(tmp_path, "expire", *words, THIRD=host), FakeFarm(runner), lines)
-    assert result.outcome is Outcome.SUCCEEDED
-    assert asked == 2 * [credentials.wanted([], [f"{host}/o/r:1", CACHE])]
-    assert "a registry's token ended before the push: again, with a fresh one" in lines
 
 
 async def test_with_somebody_elses_registry_image_and_cache_go_there_by_its_tokens_alone(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from mayfly import flow, tools
 from mayfly.build import ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
 from tests.build.fake_runner import TOKEN, fake_runner
-from tests.build.third_party import ThirdParty, third_party
+from tests.build.third_party import ThirdParty, own_address, third_party
 from tests.flow.fake_farm import FakeFarm
 
 SECRET = "the-users-own-password"
@@ -69,34 +70,46 @@ async def asking(program: Path, socket: Path, questions: object) -> AsyncIterato
             await process.wait()
 
 
-async def test_it_gets_this_builds_tokens_and_nothing_of_any_other_host(
-    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def ask(
+    hostile: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: flow.Request,
+    questions: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What a whole build is asked for by its runner, and what it answers."""
     key = ssh.new_key()
     monkeypatch.setattr(ssh, "new_key", lambda: key)
     socket = tmp_path / "replaced.sock"
+    async with (
+        asking(hostile, socket, questions) as answers,
+        fake_runner(ssh.public_line(key), socket) as runner,
+        asyncio.timeout(60),
+    ):
+        result = await flow.build(request, FakeFarm(runner), Config(), print)
+    assert result.outcome is Outcome.FAILED
+    told: list[dict[str, Any]] = json.loads(answers.read_text())
+    assert len(told) == len(questions)
+    return told
+
+
+def question(host: str, realm: str, name: str) -> dict[str, Any]:
+    scopes = [f"repository:{name}:pull,push"]
+    return {"host": host, "realm": realm, "service": "any", "scopes": scopes}
+
+
+async def test_it_gets_this_builds_tokens_and_nothing_of_any_other_host(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with third_party(tmp_path) as (third, ca):
         monkeypatch.setenv("SSL_CERT_FILE", str(ca))
         request = prepared(tmp_path, third)
         questions = [
-            {
-                "host": host,
-                "realm": f"https://{third.address}/token",
-                "service": "any",
-                "scopes": [f"repository:{name}:pull,push"],
-            }
+            question(host, f"https://{third.address}/token", name)
             for host in (request.registry_host, third.address, *OTHERS)
             for name in ("team/app", "team/other")
         ]
-        async with (
-            asking(hostile, socket, questions) as answers,
-            fake_runner(ssh.public_line(key), socket) as runner,
-            asyncio.timeout(60),
-        ):
-            result = await flow.build(request, FakeFarm(runner), Config(), print)
-        told: list[dict[str, Any]] = json.loads(answers.read_text())
-    assert result.outcome is Outcome.FAILED
-    assert len(told) == len(questions)
+        told = await ask(hostile, tmp_path, monkeypatch, request, questions)
 
     # Of this build's two registries: the tokens, whatever it says it wants them for.
     tokens = {request.registry_host: TOKEN, third.address: "for repository:team/app:pull,push"}
@@ -115,6 +128,73 @@ async def test_it_gets_this_builds_tokens_and_nothing_of_any_other_host(
     carried = [bool(asked["authorization"]) for asked in third.asked]
     assert carried == [True, *(False for _ in carried[1:])]
     assert len(carried) > 1, "the client was brought to ask, so there was something to see"
+
+
+async def test_it_gets_fresh_tokens_for_the_builds_own_repository_and_the_login_never(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, where the token service is not on loopback: then the client stands before it."""
+    address = own_address()
+    if not address:
+        pytest.skip("this machine has no address but loopback")
+    (tmp_path / "evil").mkdir()
+    async with (
+        third_party(tmp_path, address) as (third, ca),
+        third_party(tmp_path / "evil", address) as (evil, evil_ca),
+        plain(address) as (plain_url, plainly),
+    ):
+        both = tmp_path / "both.crt"
+        both.write_bytes(ca.read_bytes() + evil_ca.read_bytes())
+        monkeypatch.setenv("SSL_CERT_FILE", str(both))
+        request = prepared(tmp_path, third)
+        realm = f"https://{third.address}/token"
+        questions = [
+            question(third.address, realm, "team/app"),
+            question(third.address, realm, "team/other"),
+            question(third.address, f"https://{evil.address}/token", "team/app"),
+            question(third.address, plain_url, "team/app"),
+            question("ghcr.io", realm, "team/app"),
+            question("ghcr.io", plain_url, "team/app"),
+        ]
+        told = await ask(hostile, tmp_path, monkeypatch, request, questions)
+
+    assert [answer["token"] for answer in told] == [
+        "for repository:team/app:pull,push",
+        "anonymous",
+        *("", "", "", ""),
+    ]
+    # Each token of the build's was bought by the client with the login, and for no more than that.
+    bought = [asked["scopes"] for asked in third.asked if asked["authorization"]]
+    assert bought == 2 * [["repository:team/app:pull,push"]]
+    # Who is sent to another service than the registry's brings a word that is good for nothing.
+    assert evil.asked
+    words = {answer["secret"] for answer in told if answer["host"] == third.address}
+    assert len(words) == 1
+    assert words.isdisjoint({"", "hush", SECRET})
+    assert "hush" not in json.dumps([told, evil.asked])
+    assert login("me", "hush")["auth"] not in json.dumps([told, evil.asked])
+    assert plainly == [], "no address is reached by plain HTTP"
+    assert [answer["secret"] for answer in told[4:]] == ["", ""]
+
+
+@asynccontextmanager
+async def plain(address: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """Something that answers anybody by HTTP, as a cloud's metadata service does; who asked."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({"Token": "of the machine's own role"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, 0).start()
+        yield f"http://{address}:{runner.addresses[0][1]}/latest", asked
+    finally:
+        await runner.cleanup()
 
 
 def prepared(tmp_path: Path, third: ThirdParty) -> flow.Request:
