@@ -70,6 +70,7 @@ async def brokered(
     broker = _Broker(tuple(exchanges.values()), word, buy)
     async with AsyncExitStack() as stack:
         inner = folder / "tokens.sock"
+        stack.callback(inner.unlink, missing_ok=True)
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", broker.answer)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
