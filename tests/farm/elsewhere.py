@@ -1,13 +1,15 @@
 """Somebody else's registry in a network of its own: distribution with a token service, both TLS.
 
 It stands in a namespace that is reached from this machine over one link, by a private address.
-`python -m tests.farm.elsewhere FOLDER` is its token service.
+`python -m tests.farm.elsewhere FOLDER ADDRESS` is its token service.
 """
 
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -25,11 +27,12 @@ from mayfly import tools
 from mayfly.registry import grants, tokens
 from mayfly.stack import certificates
 
-OURS, ADDRESS = "10.213.77.1", "10.213.77.2"
 REGISTRY, TOKENS = 5443, 5444
 USER, PASSWORD = "farm", "the-farms-password"
-NAMESPACE = "mayfly-test-elsewhere"
-DEVICE = "mftelsewhere"
+NAMESPACE, DEVICE = f"mayfly-test-{os.getpid()}", f"mft{os.getpid()}"
+_NETWORK = ipaddress.IPv4Address("10.213.0.0") + 4 * (os.getpid() % 16384)
+OURS, ADDRESS = str(_NETWORK + 1), str(_NETWORK + 2)
+"""Of this process, so that others' tests are elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def elsewhere(folder: Path) -> Iterator[Elsewhere]:
         up = f"link set lo up\naddress add {ADDRESS}/30 dev out\nlink set out up\n"
         subprocess.run([*inside, *ip], input=up, check=True, text=True)
         registry = [str(tools.tools_dir() / "registry"), "serve", str(folder / "config.yml")]
-        service = [sys.executable, "-m", "tests.farm.elsewhere", str(folder)]
+        service = [sys.executable, "-m", "tests.farm.elsewhere", str(folder), ADDRESS]
         with (folder / "log").open("wb") as log:
             programs = [
                 subprocess.Popen([*inside, *argv], stdout=log, stderr=log, cwd=Path.cwd(), env=env)
@@ -133,7 +136,7 @@ def _wait(folder: Path) -> None:
             time.sleep(0.2)
 
 
-def serve_tokens(folder: Path) -> None:
+def serve_tokens(folder: Path, address: str) -> None:
     """Answer who knows the password with whatever was asked for, and note who asked."""
     signer = tokens.Signer((folder / "signing.pem").read_bytes(), "elsewhere")
 
@@ -158,7 +161,7 @@ def serve_tokens(folder: Path) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer((ADDRESS, TOKENS), Handler)
+    server = ThreadingHTTPServer((address, TOKENS), Handler)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -166,4 +169,4 @@ def serve_tokens(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve_tokens(Path(sys.argv[1]))
+    serve_tokens(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,111 @@
+"""The whole client with a real BuildKit, buildx and somebody else's registry; no VM between them.
+
+`tests/farm/test_registries.py` has the same with a runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mayfly import flow, tools
+from mayfly.build import ssh
+from mayfly.config import Config
+from mayfly.model import Outcome
+from tests.build.fake_runner import fake_runner
+from tests.farm.elsewhere import USER, Elsewhere, elsewhere
+from tests.flow.fake_farm import FakeFarm
+
+pytestmark = pytest.mark.services
+
+
+@contextmanager
+def buildkit(there: Elsewhere, folder: Path) -> Iterator[Path]:
+    """The socket of a buildkitd that starts from nothing and trusts the registry's CA."""
+    root = Path(tempfile.mkdtemp(prefix="buildkit-", dir=folder))
+    (root / "buildkitd.toml").write_text(
+        f'[registry."{there.host}"]\nca = ["{there.folder}/ca.crt"]\n'
+    )
+    argv = [
+        *(str(tools.tools_dir() / "buildkitd"), "--root", str(root / "root")),
+        *("--addr", f"unix://{root / 'sock'}", "--config", str(root / "buildkitd.toml")),
+        *("--oci-worker-snapshotter=native", "--containerd-worker=false"),
+    ]
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stderr=log)
+    try:
+        while not (root / "sock").exists():
+            assert process.poll() is None, (root / "log").read_text()
+            time.sleep(0.05)
+        yield root / "sock"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def build(there: Elsewhere, folder: Path, *words: str) -> str:
+    """`mayfly build` with a BuildKit that nothing has been built with; the build's log."""
+    config = Config.model_validate(
+        {
+            "registry": {
+                "kind": "external",
+                "images": f"{there.host}/acme",
+                "ca": f"{there.folder}/ca.crt",
+                "username": USER,
+                "password_file": f"{there.folder}/password",
+            }
+        }
+    )
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    given = [*words, "--mayfly-repo", "team/app", "--progress=plain", str(folder / "context")]
+    request = flow.prepare(given, config, environ, folder)
+    key = ssh.new_key()
+    with pytest.MonkeyPatch.context() as patch, buildkit(there, folder) as socket:
+        patch.setattr(ssh, "new_key", lambda: key)
+        async with fake_runner(ssh.public_line(key), socket) as runner, asyncio.timeout(120):
+            farm = FakeFarm(runner)
+            result = await flow.build(request, farm, config, print)
+    assert result.outcome is Outcome.SUCCEEDED, farm.log.decode()
+    return farm.log.decode()
+
+
+async def test_image_cache_and_base_are_there_and_nobody_but_the_client_has_the_login(
+    tmp_path: Path,
+) -> None:
+    if os.geteuid() != 0 or not (shutil.which("runc") or shutil.which("crun")):
+        pytest.skip("a BuildKit without a VM needs root and runc")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "context").mkdir()
+    dockerfile = tmp_path / "context" / "Dockerfile"
+    with elsewhere(tmp_path / "there") as there:
+        dockerfile.write_text("FROM scratch\nCOPY Dockerfile /a\n")
+        tag = ("-t", "images/team/app:1", "--push")
+        assert "CACHED" not in await build(there, tmp_path, *tag)
+        assert "CACHED" in await build(there, tmp_path, *tag)
+        image = f"{there.host}/acme/team/app:1"
+        there.skopeo("inspect", "--raw", f"docker://{image}")
+
+        dockerfile.write_text(f"FROM {image}\nCOPY --from={image} /a /b\n")
+        await build(there, tmp_path, "-o", f"type=tar,dest={tmp_path / 'out.tar'}")
+        with tarfile.open(tmp_path / "out.tar") as made:
+            assert made.getnames() == ["a", "b"]
+
+        asked = [each for each in there.asked if not each["agent"].startswith("skopeo")]
+    assert {each["agent"].partition("/")[0] for each in asked} == {"python-httpx"}
+    assert all(each["known"] for each in asked)
+    app, cache = ("repository:acme/team/app:", "repository:acme/mayfly-cache:")
+    firsts = [each["scopes"] for each in asked if len(each["scopes"]) == 2]
+    both = "pull,push"
+    assert firsts[:3] == [*(2 * [[cache + both, app + both]]), [cache + both, app + "pull"]]
+    bought = {scope for each in asked for scope in each["scopes"]}
+    assert bought <= {app + both, app + "pull", cache + both, cache + "pull"}
