@@ -26,11 +26,16 @@ AGAIN = "connecting again to the same VM, where finished steps are CACHED"
 
 @contextmanager
 def building(farm: Farm, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A build that is under way for some seconds; it does not outlive the block."""
+    """A build whose log says that a step has printed `it begins`; it ends with the block."""
     build = farm.start(*words)
+
+    def begun() -> bool:
+        leases = farm.leases("ready")
+        log = farm.mayfly("logs", leases[0]["id"]).stdout if leases else ""
+        return re.search(r"^#\d+ \d+\.\d+ it begins$", log, re.MULTILINE) is not None
+
     try:
-        farm.until(lambda: farm.leases("ready"), 120)
-        time.sleep(5)
+        farm.until(begun, 120)
         yield build
     finally:
         build.kill()
@@ -55,7 +60,7 @@ def two_steps(context: Context) -> Path:
     """A context whose first step is done when the second one is interrupted."""
     folder = context("echo the first one")
     with (folder / "Dockerfile").open("a") as file:
-        file.write("RUN sleep 15; echo all the way\n")
+        file.write("RUN echo it begins; sleep 15; echo all the way\n")
     return folder
 
 
@@ -122,7 +127,7 @@ def test_a_build_finishes_when_everything_beside_its_vm_dies(
 def test_a_client_that_was_killed_is_found_lost_and_leaves_no_process(
     farm: Farm, context: Context
 ) -> None:
-    with building(farm, *farm.build("team/lost", context("sleep 600"))) as build:
+    with building(farm, *farm.build("team/lost", context("echo it begins; sleep 600"))) as build:
         children = descendants(build.pid)
         assert children, "buildx runs"
         build.kill()
@@ -155,7 +160,9 @@ def test_a_registry_and_a_bucket_that_die_before_during_and_at_the_push_only_del
     base, host = "images/team/registry/base:1", farm.config.registry_host
     folder = context("echo a base")
     farm.mayfly(*farm.build("team/registry", "-t", base, "--push", folder))
-    (folder / "Dockerfile").write_text(f"FROM {host}/{base}\nRUN sleep 10; echo all the way\n")
+    (folder / "Dockerfile").write_text(
+        f"FROM {host}/{base}\nRUN echo it begins; sleep 10; echo all the way\n"
+    )
     kill(farm, "s3", "registry")
     words = ("--progress=plain", "-t", "images/team/registry:1", "--push", folder)
     with building(farm, *farm.build("team/registry", *words)) as build:
