@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,21 @@ def test_up_again_after_a_kill_down_and_nothing_left(config: Config) -> None:
     again = stack.up(config, True, print)
     assert again is not None
     assert {service.name: service.pid for service in again.services} == before
+
+    # The supervisor that took them over starts them again, all at once.
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while True:
+        now = stack.running(config)
+        assert now is not None
+        if all(service.alive and service.pid != before[service.name] for service in now.services):
+            break
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+    assert [service.restarts for service in now.services] == [1] * len(PROGRAMS)
+    while curl("--cacert", ca, f"{config.url}/healthz").status != 200:
+        assert time.monotonic() < deadline
 
     stack.down(config, False, lines.append)
     assert stack.running(config) is None
