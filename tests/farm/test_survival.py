@@ -171,12 +171,13 @@ def test_a_registry_and_a_bucket_that_die_before_during_and_at_the_push_only_del
         output = ""
         for line in build.stderr:
             output += line
-            if "exporting to image" in line and "#" in line:
+            if re.match(r"#\d+ pushing layers", line):
                 kill(farm, "s3", "registry")
                 break
         output += build.communicate(timeout=240)[1]
         assert build.returncode == 0, output
     assert "all the way" in output
+    assert "pushing layers" in output
     assert farm.json("status")["builds"][0]["outcome"] == "succeeded"
 
 
