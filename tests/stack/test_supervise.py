@@ -136,8 +136,8 @@ async def test_what_hangs_is_killed_and_started_again_and_what_is_only_busy_is_n
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervise, "LOOK_S", 0.1)
-    monkeypatch.setattr(supervise, "HUNG_S", 2)
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(supervise, "HUNG_S", 5)
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
     talker = replace(here.service("a", TALKER), ready=Probe(here.folder / "a", line="hello"))
     await here.supervisor(talker).start()
     first = here.process("a")
@@ -150,7 +150,7 @@ async def test_what_hangs_is_killed_and_started_again_and_what_is_only_busy_is_n
     await here.until("a: serves again")
     assert not first.alive()
     assert here.lines[-3:-1] == [
-        "a: runs and has not served for 2 s",
+        "a: runs and has not served for 5 s",
         "a: died (signal 9); starting it again in 0.2 s",
     ]
 
