@@ -69,16 +69,20 @@ step lists
 DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install crun
 step packages
 install /opt/buildkit/buildkitd /opt/buildkit/buildctl /usr/local/bin/
-systemd-run --quiet --unit buildkit /usr/local/bin/buildkitd --oci-worker-binary crun
+systemd-run --quiet --unit buildkit /usr/local/bin/buildkitd --oci-worker true \\
+    --oci-worker-binary crun --containerd-worker false
 step started
 """
 HOST_KEYS = "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nRuntimeDirectory=sshd\n"
 ANSWERS = """\
-until [ -S /run/buildkit/buildkitd.sock ]; do
-    systemctl -q is-failed first-boot && journalctl -u first-boot -n 3 -o cat && exit 1
-    sleep 0.5
+until buildctl debug workers > /dev/null 2>&1; do
+    for unit in first-boot buildkit; do
+        if systemctl -q is-failed $unit; then journalctl -u $unit -n 3 -o cat; exit 1; fi
+    done
+    until [ -S /run/buildkit/buildkitd.sock ] || systemctl -q is-failed first-boot buildkit; do
+        sleep 0.5
+    done
 done
-until buildctl debug workers > /dev/null 2>&1; do sleep 0.5; done
 cat /run/steps
 """
 
