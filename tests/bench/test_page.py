@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from bench.page import Found, Line, page
 from bench.rows import ROWS
@@ -72,3 +73,8 @@ def test_only_a_missed_requirement_does_not_hold() -> None:
 def test_every_row_can_be_read_back() -> None:
     before = page("", MACHINE, {name: found(name) for name in ROWS}, list(ROWS), "2026-11-24")
     assert page(before, MACHINE, {}, list(ROWS), "2026-11-25") == before
+
+
+def test_the_projects_page_names_only_rows_that_there_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    assert set(re.findall(r"python -m bench ([a-z-]+)", text)) <= set(ROWS)
