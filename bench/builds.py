@@ -41,7 +41,7 @@ class Buildx:
         if not self._named:
             await progress.quietly(buildx.create_argv(request.buildx, self.there.folder), env)
             self._named.append(True)
-        where = cache.references(self.config.registry_host, REPO, request.args)
+        where = cache.references(request.caches, REPO, request.args)
         caches = {name: cache.Cache(reference, warm) for name, reference in where.items()}
         command = buildx.build_argv(request.buildx, request.args, self.there.folder, caches)
         started_at = time.monotonic()
