@@ -18,6 +18,21 @@ pytestmark = [pytest.mark.vm, pytest.mark.services]
 EXAMPLE = Path(__file__).parents[2] / "examples/bake"
 
 
+def test_doctor_finds_a_running_farm_well_and_says_how_fast_it_is(
+    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {each["name"]: each for each in farm.json("doctor")}
+    assert [each for each in found.values() if each["state"] == "fail"] == []
+    for program in ("s3", "registry", "host", "edge", "orchestrator"):
+        assert found[program]["state"] == "ok", found[program]
+    assert found["registry answers"]["state"] == "ok"
+    assert found["orchestrator answers"]["state"] == "ok"
+    assert found["address"]["found"].endswith("is this farm's")
+    assert "compiling a piece of Python takes" in found["speed"]["found"]
+    assert "reseeds by it" in found["twins"]["found"]
+    assert found["template"]["state"] == "ok"
+
+
 def test_two_images_from_one_definition_cold_and_from_cache_and_the_page_that_shows_it(
     farm: Farm, python_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
