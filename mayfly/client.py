@@ -25,7 +25,7 @@ import httpx
 
 from mayfly import errors
 from mayfly.config import Config
-from mayfly.errors import Denied, Unreachable, UsageError
+from mayfly.errors import Denied, NotFound, Unreachable, UsageError
 from mayfly.model import LeaseRequest, Outcome
 from mayfly.wire import (
     AskedJson,
@@ -331,11 +331,18 @@ def token(config: Config, environ: Mapping[str, str] | None = None) -> str:
 
 
 def _lease(lease: str) -> str:
-    return f"/v1/leases/{quote(lease, safe='')}"
+    return f"/v1/leases/{_id(lease)}"
 
 
 def _build(build: str) -> str:
-    return f"/v1/builds/{quote(build, safe='')}"
+    return f"/v1/builds/{_id(build)}"
+
+
+def _id(given: str) -> str:
+    """An id as a part of a path. Raises `NotFound` for what would be no single part of one."""
+    if not given or given in (".", "..") or not given.isprintable() or "/" in given:
+        raise NotFound(f"there is no lease {given!r}", hint="see `mayfly lease ls`")
+    return quote(given, safe="")
 
 
 def _error(answer: httpx.Response, url: str) -> errors.MayflyError:

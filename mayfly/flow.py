@@ -96,6 +96,7 @@ def prepare(
     else:
         args = parse(argv, config.images, docker=check.docker_answers(environ))
     check.files(args, cwd)
+    check.results(args, cwd)
     check.leave(args, environ, cwd)
     name = grants.check_repo(repo.name(args, environ, cwd))
     access.check(config.registry)

@@ -118,8 +118,11 @@ async def test_ids_stay_inside_their_place_in_the_path() -> None:
         return httpx.Response(200, json={})
 
     async with Client("http://farm", "t", transport=httpx.MockTransport(answer)) as api:
-        await api.lease("../status?x")
-    assert paths == ["/v1/leases/..%2Fstatus%3Fx?since=&wait_s=0"]
+        await api.lease("status?x")
+        for wrong in ("", ".", "..", "../status", "a\n"):
+            with pytest.raises(NotFound, match="there is no lease"):
+                await api.lease(wrong)
+    assert paths == ["/v1/leases/status%3Fx?since=&wait_s=0"]
 
 
 # The environment.

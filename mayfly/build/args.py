@@ -76,6 +76,7 @@ class BuildArgs:
     builds: bool = True
     progress: str = ""
     metadata_file: str = ""
+    iidfile: str = ""
     size: str = ""
     repo: str = ""
     cache_key: str = ""
@@ -195,6 +196,7 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         builds=builds(given) and not given.last("print"),
         progress=progress(given),
         metadata_file=given.last("metadata-file"),
+        iidfile=given.last("iidfile"),
         size=given.last("mayfly-size"),
         repo=given.last("mayfly-repo"),
         cache_key=cache_key(given),

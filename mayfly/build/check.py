@@ -30,6 +30,26 @@ def files(args: BuildArgs, cwd: Path) -> None:
         ) from None
 
 
+def results(args: BuildArgs, cwd: Path) -> None:
+    """Check that what is written at the end of a build can be written, before it begins.
+
+    Raises `UsageError`.
+    """
+    for flag, name in (("--metadata-file", args.metadata_file), ("--iidfile", args.iidfile)):
+        file = cwd / name
+        if not name:
+            continue
+        if file.is_dir():
+            why, hint = f"{name} is a folder", "name a file in it"
+        elif not file.parent.is_dir():
+            why, hint = f"{file.parent.relative_to(cwd)} is not a folder", "make it first"
+        elif not os.access(file if file.exists() else file.parent, os.W_OK):
+            why, hint = "it may not be written", "choose another place"
+        else:
+            continue
+        raise UsageError(f"{flag} {name} cannot be written: {why}", hint=hint)
+
+
 def _files(target: Target, cwd: Path) -> None:
     """`files`, where an `OSError` is what the system says to looking and opening."""
     if target.context == "-" and target.dockerfile == "-":

@@ -7,6 +7,7 @@ the build is over; elsewhere buildx writes the plain log itself and it is passed
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import sys
@@ -246,11 +247,16 @@ async def _end_after(lost: asyncio.Event, process: asyncio.subprocess.Process) -
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
+    """Interrupt it; kill it 2 s later.
+
+    By its number: asyncio's `send_signal` reaps a process that has just ended, and then tells the
+    terminal that somebody did.
+    """
     with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
         # Not asyncio.timeout(): in a cancelled task Python 3.11.2's raises CancelledError.
         try:
             await asyncio.wait_for(process.communicate(), STOP_S)
         except TimeoutError:
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)
             await process.wait()

@@ -83,9 +83,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from mayfly import client, config, flow
 
     settings = config.load()
+    here = _here()
     if verb == "bake" and _looked_at(argv, settings):
         return 0
-    request = flow.prepare(argv, settings, os.environ, Path.cwd(), verb=verb)
+    request = flow.prepare(argv, settings, os.environ, here, verb=verb)
     if warning := _stays(request):
         show(warning)
 
@@ -99,6 +100,16 @@ def run(verb: str, argv: Sequence[str]) -> int:
     elif result.exit_status == 0:
         show(_summary(result, request))
     return result.exit_status
+
+
+def _here() -> Path:
+    """The working directory. Raises `UsageError` when somebody has removed it."""
+    try:
+        return Path.cwd()
+    except OSError:
+        from mayfly.errors import UsageError
+
+        raise UsageError("the current directory is gone", hint="cd to one that is there") from None
 
 
 def _looked_at(argv: Sequence[str], settings: Config) -> bool:

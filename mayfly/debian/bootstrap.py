@@ -67,6 +67,12 @@ def match_packages(status: str, indices: Iterable[str]) -> list[Package]:
     return sorted(Package(*key, sha256) for key, sha256 in found.items())
 
 
+def need_root() -> None:
+    """Raises `MachineUnfit` when this process is not root, as whoever makes an image must be."""
+    if os.geteuid() != 0:
+        raise MachineUnfit("making an image needs root", hint="run it with sudo")
+
+
 def bootstrap(
     target: Path,
     *,
@@ -88,8 +94,7 @@ def bootstrap(
     `MachineUnfit` (also where programs of `architecture` cannot run) or `InfrastructureError`;
     `target` may then be there in part: the caller removes it with `remove_tree`.
     """
-    if os.geteuid() != 0:
-        raise MachineUnfit("making an image needs root", hint="run it with sudo")
+    need_root()
     if os.uname().machine != "x86_64":
         raise MachineUnfit("golden and base images are made on x86-64 machines")
     argv: list[str | Path] = [

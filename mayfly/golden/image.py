@@ -13,7 +13,7 @@ from typing import Any
 
 from mayfly.config import Config, runner_certificates
 from mayfly.debian import sources
-from mayfly.debian.bootstrap import Progress, bootstrap, remove_tree, trust
+from mayfly.debian.bootstrap import Progress, bootstrap, need_root, remove_tree, trust
 from mayfly.debian.process import disk_full
 from mayfly.errors import InfrastructureError, MachineUnfit
 from mayfly.golden import catalogue, disk, fetch, rootfs
@@ -57,6 +57,7 @@ def build(
     Raises `MachineUnfit` (not root, no mmdebstrap, no Debian mirror) or `InfrastructureError` (a
     download that is not what the recipe says, a full disk, a failing step).
     """
+    need_root()
     recipe = load()
     folder = golden_dir(state)
     with locked(folder, progress, "waiting for another build of a golden image"):

@@ -18,6 +18,8 @@ from mayfly.registry.tokens import Verifier
 
 ADMIN_PREFIX = "mayfly_admin_"
 
+_HINT = "MAYFLY_TOKEN must be what the farm's own `admin.token` holds"
+
 Verify = Callable[[str, datetime], "Principal | None"]
 
 
@@ -61,7 +63,7 @@ class Trust:
         for verifier in self._verifiers:
             if (principal := verifier(credential, now)) is not None:
                 return principal
-        raise Unauthenticated("unknown kind of token")
+        raise Unauthenticated("unknown kind of token", hint=_HINT)
 
 
 def admin(sha256_hex: str) -> Verify:
@@ -72,7 +74,7 @@ def admin(sha256_hex: str) -> Verify:
             return None
         presented = hashlib.sha256(credential.encode()).hexdigest()
         if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
-            raise Unauthenticated("the admin token is not this farm's")
+            raise Unauthenticated("the admin token is not this farm's", hint=_HINT)
         return Principal("admin", admin=True)
 
     return verify

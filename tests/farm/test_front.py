@@ -18,6 +18,15 @@ pytestmark = [pytest.mark.vm, pytest.mark.services]
 EXAMPLE = Path(__file__).parents[2] / "examples/bake"
 
 
+def test_a_second_up_is_refused_and_changes_nothing(farm: Farm) -> None:
+    before = farm.pid("edge")
+    done = farm.mayfly("up", "--detach", check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "Mayfly is already running here (process " in line
+    assert farm.pid("edge") == before
+
+
 def test_doctor_finds_a_running_farm_well_and_says_how_fast_it_is(
     farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

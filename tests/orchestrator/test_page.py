@@ -9,29 +9,21 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from mayfly import users
-from mayfly.client import Client, tls_context
-from mayfly.config import Config
 from mayfly.golden import fetch, recipe
 from mayfly.model import LeaseRequest, Outcome
 from mayfly.orchestrator import page, reconcile
 from mayfly.registry.tokens import Signer
-from mayfly.stack import secrets
 from tests.orchestrator.leases import KEY, NOW, SIGNING, Farm, configuration, farm
-from tests.stack_fixture import free_port, temporary_state
+from tests.serving import Serving
 
 REQUEST = LeaseRequest(repo="team/app", ssh_public_key=KEY)
 HERE = Path(__file__).parent
@@ -135,60 +127,6 @@ async def test_a_log_is_text_whatever_it_looks_like(f: Farm) -> None:
 
 
 # The real thing: an edge and an orchestrator, TLS, and the page's script in a JavaScript engine.
-
-
-@dataclass
-class Serving:
-    """A farm without runners at its public address."""
-
-    url: str
-    ca: Path
-    token: str
-
-    def client(self) -> Client:
-        return Client(self.url, self.token, self.ca)
-
-
-@pytest.fixture(scope="module")
-def serving() -> Iterator[Serving]:
-    state, port = temporary_state(), free_port()
-    config = Config.model_validate(
-        {"state": state, "server": {"listen": f"127.0.0.1:{port}", "name": "localhost"}}
-    )
-    users.make_folders(state)
-    secrets.ensure(config, datetime.now(UTC))
-    env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")},
-        "MAYFLY_STATE": str(state),
-        "MAYFLY_SERVER__LISTEN": config.server.listen,
-        "MAYFLY_SERVER__NAME": "localhost",
-        "MAYFLY_VM__PROVIDER": "fake",
-        "MAYFLY_POOL__MEMORY_GB": "8",
-    }
-    programs = [
-        subprocess.Popen([sys.executable, "-m", name], env=env, stderr=subprocess.DEVNULL)
-        for name in ("mayfly.orchestrator", "mayfly.edge")
-    ]
-    try:
-        found = Serving(
-            config.url, state / "ca" / "ca.crt", (state / "admin.token").read_text().strip()
-        )
-        trusted, deadline = tls_context(found.ca), time.monotonic() + 60
-        while True:
-            try:
-                if httpx.get(f"{found.url}/healthz", verify=trusted).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline, "edge and orchestrator do not serve"
-            time.sleep(0.1)
-        yield found
-    finally:
-        for program in programs:
-            program.terminate()
-        for program in programs:
-            program.wait(20)
-        shutil.rmtree(state.parent)
 
 
 @pytest.mark.services
