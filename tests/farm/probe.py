@@ -20,7 +20,9 @@ import sys
 import time
 from pathlib import Path
 
-WAIT_S = 4
+WAIT_S = 6
+ASK_EVERY_S = 1.5
+"""A datagram may be lost on a busy machine, so it is sent again; TCP does that by itself."""
 QUESTION = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\x08packages\x07example\0\0\1\0\1"
 
 
@@ -59,11 +61,21 @@ def udp(address: str, port: int) -> bool:
 def asked(address: str, port: int, datagram: bytes) -> bytes:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as made:
-        made.settimeout(WAIT_S)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         made.connect((address, port))
+        return answer_to(made, datagram)
+
+
+def answer_to(made: socket.socket, datagram: bytes) -> bytes:
+    made.settimeout(ASK_EVERY_S)
+    end = time.monotonic() + WAIT_S
+    while True:
         made.send(datagram)
-        return made.recv(4096)
+        try:
+            return made.recv(4096)
+        except TimeoutError:
+            if time.monotonic() >= end:
+                raise
 
 
 def icmp(address: str, port: int) -> bool:
@@ -73,10 +85,8 @@ def icmp(address: str, port: int) -> bool:
     protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
     token = os.urandom(12)
     with socket.socket(family, socket.SOCK_DGRAM, protocol) as made:
-        made.settimeout(WAIT_S)
         made.connect((address, 0))
-        made.send(struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0, 1) + token)
-        answer = made.recv(4096)
+        answer = answer_to(made, struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0, 1) + token)
         return answer[0] == (129 if six else 0) and answer.endswith(token)
 
 
