@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,12 @@ class Ground:
     def prefix(self) -> tuple[str, ...]:
         """What runs a command on "the machine"."""
         return ("nsenter", f"--net={network.NETNS / self.machine}")
+
+    def forget(self) -> None:
+        """Begin to note anew, once nothing has arrived for a while: connections take leave late."""
+        while self.seen:
+            self.seen.clear()
+            time.sleep(1)
 
     def on_machine(self, work: Callable[[], T]) -> T:
         """Do `work` on a thread that stands on "the machine"."""

@@ -166,7 +166,7 @@ def beside_a_neighbour(farm: Farm, ground: Ground, use: Any) -> None:
         neighbour = of_its_own(farm, view)
         with answering(ground.machine), answering(neighbour.namespace):
             shown_to_answer(farm, ground, neighbour)
-            ground.seen.clear()
+            ground.forget()
             use(neighbour)
             nothing_else_left(ground)
 
@@ -212,7 +212,7 @@ def test_root_in_a_guest_reaches_no_more_whatever_it_forges(fenced: Farm, ground
                 "ip address add fec0::99/64 dev eth0 nodad",
                 "ip route add default via fec0::2 dev eth0",
             ):
-                run(f"{command}; echo 0")
+                run(f"{command} && echo 0")
             found = run(python(probe.__file__, [*OPEN, gateway, *closed]))
             assert answered(found) == names([*OPEN, gateway]), found
 
