@@ -55,7 +55,9 @@ class Edge:
         signer = Signer((keys / "gateway.key").read_bytes(), tokens.GATEWAY_ISSUER)
         self.runners = Runners(dialer, self.runner, tls)
         self.orchestrator = Backend("the orchestrator", config.run / "api" / "orchestrator.sock")
-        self.registry = Backend("the registry", registry_address(config), REGISTRY)
+        # zot says that there is no such repository while its bucket is away.
+        store = config.s3.endpoint if config.registry.kind == "zot" else ""
+        self.registry = Backend("the registry", registry_address(config), REGISTRY, store=store)
         self._gateway: Gateway | Elsewhere = Gateway(
             config, self.registry, verifier, signer, self.runners
         )

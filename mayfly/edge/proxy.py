@@ -38,6 +38,11 @@ PATIENCE_S = 10
 PAUSE_S = 0.1
 """Between two tries."""
 
+STORE_S = 2.0
+"""How long a store may take to say anything at all."""
+
+NOT_FOUND = 404
+
 _HOP = {
     "connection",
     "keep-alive",
@@ -91,13 +96,17 @@ class Patience:
 class Backend:
     """An HTTP program at a unix socket's path or at `HOST:PORT`. Use within `async with`.
 
-    `name` is how people know it.
+    `name` is how people know it. `store`, for a program at `HOST:PORT` that says 404 while the
+    place where it keeps everything is away, is that place's URL: a 404 then counts as a fault.
     """
 
-    def __init__(self, name: str, address: Path | str, patience: Patience = Patience()) -> None:
+    def __init__(
+        self, name: str, address: Path | str, patience: Patience = Patience(), *, store: str = ""
+    ) -> None:
         self.name = name
         self._address = address
         self._patience = patience
+        self._store = store
         self._session: ClientSession | None = None
 
     async def open(self) -> None:
@@ -190,10 +199,22 @@ class Backend:
                 if over(again_s):
                     raise
             else:
-                if answer.status < 500 or over(again_s):
+                hidden = answer.status == NOT_FOUND and await self._store_is_away(session)
+                if not hidden and (answer.status < 500 or over(again_s)):
                     return answer
                 answer.close()
+                if hidden and over(again_s):
+                    raise ClientConnectionError("what it stores in is away")
             await asyncio.sleep(PAUSE_S)
+
+    async def _store_is_away(self, session: ClientSession) -> bool:
+        if not self._store:
+            return False
+        try:
+            async with session.get(self._store, timeout=ClientTimeout(total=STORE_S)) as answer:
+                return answer.status >= 500
+        except (ClientError, OSError, TimeoutError):
+            return True
 
     async def __aenter__(self) -> Backend:
         await self.open()

@@ -99,6 +99,8 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
     run = config.run
 
     services = [] if registry is None else _registry(config, registry, base, python, code, version)
+    # Where the bucket is, and none of its keys: see `mayfly.edge.app.Edge`.
+    at = {"MAYFLY_S3__ENDPOINT": json.dumps(registry.s3.endpoint)} if registry else {}
     services += [
         Service(
             name="host",
@@ -115,7 +117,7 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             argv=(*python, "mayfly.edge"),
             uid=users.EDGE,
             cwd=config.state,
-            env=base,
+            env={**base, **at},
             needs=code,
             ready=Probe(
                 reachable(config.server.listen),

@@ -266,8 +266,6 @@ def test_who_reads_or_begins_to_write_waits_for_what_dies_or_hangs(
     program: str,
     number: signal.Signals,
 ) -> None:
-    if is_zot(stack) and program == "s3":
-        pytest.xfail("zot says that there is no such repository while its bucket is away")
     monkeypatch.setattr(supervise, "LOOK_S", 0.5)
     monkeypatch.setattr(supervise, "HUNG_S", 5)
     manifest, _ = oci_image(tmp_path / "up")
