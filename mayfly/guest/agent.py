@@ -10,9 +10,9 @@ A host may come and go, also in the middle of a line. It sends an empty line fir
 which ends whatever its predecessor left, and ignores answers whose id it did not send.
 
 Before `identity` nobody can log in. sshd is started before the freeze, so that a clone need not
-load it, but waits for its configuration: a FIFO that `identity` writes once the keys are there.
-What it needs random numbers for, it does in processes of their own, begun after that. A clone gets
-its identity once; what it needs between that message and sshd's banner is kept short, since under
+load it and its configuration, but waits for its host key: a FIFO that `identity` writes. What it
+needs random numbers for, it does in processes of their own, begun after that. A clone gets its
+identity once; what it needs between that message and sshd's banner is kept short, since under
 emulation every instruction that runs for the first time costs.
 """
 
@@ -45,6 +45,7 @@ BUILDKIT_SOCKET = "/run/buildkit/buildkitd.sock"
 BUILDKIT_CGROUP = "/sys/fs/cgroup/system.slice/buildkitd.service"
 SSHD = "/usr/sbin/sshd"
 SSHD_CONFIG = "etc/mayfly/sshd_config"
+HOST_KEY = "run/mayfly/ssh_host_ed25519_key"
 # They would answer a clone's new clock, memory and vmgenid just when it should answer its host.
 RESTING = ("systemd-udevd.service", "systemd-journald.service")
 OWN = "run/mayfly"
@@ -72,7 +73,7 @@ class Kernel(NamedTuple):
     set_hostname: Callable[[str], None]
     bind_mount: Callable[[Path, Path], None]
     rest: Callable[[bool], None]
-    start_sshd: Callable[[Path], None]
+    start_sshd: Callable[[], None]
     resize_filesystem: Callable[[str, int], None]
     power_off: Callable[[], None]
 
@@ -158,51 +159,64 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
         os.close(fd)
 
 
-# What of a clone's identity others read, by its name in `OWN`, and where they read it.
-BOUND = {"machine-id": "etc/machine-id", "boot_id": "proc/sys/kernel/random/boot_id"}
-
-
 def prepare(root: Path, kernel: Kernel) -> None:
-    """Put files of ours over the identities that others read, so that a clone only has to write.
+    """Put a file of ours over the machine id that others read, so that a clone only has to write.
 
     For when the guest starts. Does nothing where that was done. Raises OSError.
     """
-    for name, read in BOUND.items():
-        own = root / OWN / name
-        if not own.exists():
-            write_file(own, (root / read).read_text(), 0o444)
-            kernel.bind_mount(own, root / read)
-    for name in ("sshd_config", "sshd_listens"):
-        if not (root / OWN / name).exists():
-            os.mkfifo(root / OWN / name, 0o600)
+    own, read = root / OWN / "machine-id", root / "etc/machine-id"
+    if not own.exists():
+        write_file(own, read.read_text(), 0o444)
+        kernel.bind_mount(own, read)
+    listens = root / OWN / "sshd_listens"
+    if not listens.exists():
+        os.mkfifo(listens, 0o600)
 
 
-def write_keys(identity: Identity, root: Path) -> None:
-    """Put what sshd needs under `root`, on tmpfs, overwriting what is there. Raises OSError."""
-    own = root / OWN
-    write_file(own / "ssh_host_ed25519_key", identity.ssh_host_key.rstrip("\n") + "\n", 0o600)
-    # sshd reads this one as the user who logs in; it is a public key.
-    write_file(own / "authorized_keys", identity.authorized_key + "\n")
+def boot_id(root: Path) -> Message:
+    """The kernel's boot id, and the physical address of the 16 bytes that it keeps it in.
+
+    The kernel makes it up when it is first read (random.c, proc_do_uuid), so whoever puts zeros
+    there while the machine stands still gives it another one. Raises `Refused` where the kernel
+    does not tell (CONFIG_KALLSYMS_ALL).
+    """
+    symbols = dict.fromkeys(("__bss_start", "sysctl_bootid"), 0)
+    with (root / "proc/kallsyms").open() as lines:
+        for line in lines:
+            at, _, name = line.split()[:3]
+            if name in symbols:
+                symbols[name] = int(at, 16)
+    bss = re.search(r"([0-9a-f]+)-[0-9a-f]+ : Kernel bss", (root / "proc/iomem").read_text())
+    if bss is None or not all(symbols.values()):
+        raise Refused("freeze: the kernel does not tell where its boot id is")
+    address = int(bss[1], 16) + symbols["sysctl_bootid"] - symbols["__bss_start"]
+    value = (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"address": address, "value": value}
 
 
-def write_names(identity: Identity, root: Path, boot_id: str) -> None:
-    """Put the rest of the identity under `root`, in the same way. Raises OSError."""
+def write_names(identity: Identity, root: Path) -> None:
+    """Put what others read of the identity under `root`, over what is there. Raises OSError."""
     own = root / OWN
     write_file(own / "machine-id", identity.machine_id + "\n")
-    write_file(own / "boot_id", boot_id + "\n")
     write_file(own / "hostname", identity.hostname + "\n")
     write_file(own / "registry-ca.pem", identity.registry_ca_pem)
     names = "".join(f"nameserver {address}\n" for address in identity.resolvers)
     write_file(root / "etc/resolv.conf", names)
 
 
-def uuid_text(random: bytes) -> str:
-    """Sixteen random bytes as a version 4 UUID."""
-    b = bytearray(random)
-    b[6] = b[6] & 0x0F | 0x40
-    b[8] = b[8] & 0x3F | 0x80
-    h = b.hex()
-    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+def give_host_key(key: str, path: Path) -> None:
+    """Let the sshd go that waits for the FIFO `path` to be its host key; the key stays as a file.
+
+    It may open the name once more, so that is the file's before the FIFO ends. Raises OSError.
+    """
+    waiting = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        beside = path.with_name("host_key.new")
+        write_file(beside, key, 0o600)
+        beside.rename(path)
+        os.write(waiting, key.encode())
+    finally:
+        os.close(waiting)
 
 
 class Lines:
@@ -340,8 +354,6 @@ class Agent:
         self._kernel = kernel
         self._root = root
         self._identified = (root / IDENTIFIED).exists()  # also by an agent that died since
-        self._sshd_waits = False
-        self._sshd_config = b""
         self._afterwards: Callable[[], None] | None = None
         self._operations: dict[str, Callable[[Message], Message]] = {
             "hello": self._hello,
@@ -404,24 +416,16 @@ class Agent:
         self._start_sshd()
         set_cpus(online)
         os.sync()
+        answer = {"boot_id": boot_id(self._root)}
         self._kernel.rest(True)
-        return {}
+        return answer
 
     def _start_sshd(self) -> None:
-        """Let sshd wait for its configuration, unless one does."""
-        if not self._sshd_waits:
-            self._sshd_config = (self._root / SSHD_CONFIG).read_bytes()
-            self._kernel.start_sshd(self._root / OWN / "sshd_config")
-            self._sshd_waits = True
-
-    def _let_sshd_go(self) -> int:
-        """Give the waiting sshd its configuration; the descriptor that tells when it listens."""
-        self._start_sshd()
-        listens = os.open(self._root / OWN / "sshd_listens", os.O_RDONLY | os.O_NONBLOCK)
-        config = os.open(self._root / OWN / "sshd_config", os.O_WRONLY)
-        os.write(config, self._sshd_config)
-        os.close(config)
-        return listens
+        """Let sshd wait for its host key, unless one does (it outlives an agent)."""
+        key = self._root / HOST_KEY
+        if not key.exists():
+            os.mkfifo(key, 0o600)
+            self._kernel.start_sshd()
 
     def _identity(self, message: Message) -> Message:
         identity = parse_identity(message)
@@ -442,11 +446,14 @@ class Agent:
         took("entropy")
         self._kernel.set_clock_ns(identity.unix_time_ns)
         took("clock")
-        write_keys(identity, self._root)
-        listens = self._let_sshd_go()
+        self._start_sshd()
+        # sshd reads this one as the user who logs in; it is a public key.
+        write_file(self._root / OWN / "authorized_keys", identity.authorized_key + "\n")
+        listens = os.open(self._root / OWN / "sshd_listens", os.O_RDONLY | os.O_NONBLOCK)
+        give_host_key(identity.ssh_host_key.rstrip("\n") + "\n", self._root / HOST_KEY)
         took("keys")
-        # Meanwhile, on another CPU, sshd loads them.
-        write_names(identity, self._root, uuid_text(os.urandom(16)))
+        # Meanwhile, on another CPU, sshd loads it.
+        write_names(identity, self._root)
         self._kernel.set_hostname(identity.hostname)
         took("names")
         if not select.select([listens], [], [], 30)[0]:
@@ -606,8 +613,9 @@ def real_kernel() -> Kernel:
             for process in processes.read_text().split():
                 os.kill(int(process), signal.SIGSTOP if yes else signal.SIGCONT)
 
-    def start_sshd(config: Path) -> None:
-        process = subprocess.Popen([SSHD, "-D", "-f", config], stdin=subprocess.DEVNULL)
+    def start_sshd() -> None:
+        argv = [SSHD, "-D", "-f", f"/{SSHD_CONFIG}"]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         waits_in = Path(f"/proc/{process.pid}/wchan")
         end = time.monotonic() + 10
         while time.monotonic() < end and waits_in.read_text() != "wait_for_partner":

@@ -8,9 +8,11 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mayfly import golden
 from mayfly.config import Config
@@ -31,7 +33,7 @@ ATTEMPTS = 3
 """About one cold boot in eight ends QEMU 10.0.2 under TCG with several vCPUs, while the guest's
 kernel places PCI BARs (`iotlb_to_section: Assertion`); clones never place any."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when what a template holds changes by the code alone."""
 
 
@@ -166,14 +168,37 @@ async def _make(
 ) -> None:
     async with booted(config, template, image, progress) as guest:
         progress("BuildKit answers; freezing")
-        await guest.call("freeze", {"online_cpus": template.shape.online_cpus}, timeout_s=120)
+        cpus = template.shape.online_cpus
+        frozen = await guest.call("freeze", {"online_cpus": cpus}, timeout_s=120)
         async with monitor(template.path / "qmp.sock") as qemu:
             await qemu.save(template.state)
             await qemu.quit()
+    forget_boot_id(template.ram, frozen.get("boot_id"))
     for leftover in ("agent.sock", "qmp.sock"):
         (template.path / leftover).unlink(missing_ok=True)
     for path in template.path.iterdir():
         path.chmod(0o444)  # every clone's QEMU has a uid of its own
+
+
+def forget_boot_id(ram: Path, told: Any) -> None:
+    """Let every clone's kernel make up a boot id of its own, for all who read it there.
+
+    Linux does so when it is first read and finds zeros (random.c, proc_do_uuid). `told` is what
+    the agent says of the value and its physical address, which below 2 GiB is the offset in the
+    RAM file (q35); the bytes there are changed only if they are that value. Raises
+    `InfrastructureError` when they are not.
+    """
+    try:
+        address, value = int(told["address"]), uuid.UUID(str(told["value"])).bytes
+        with ram.open("r+b") as memory:
+            memory.seek(address)
+            if memory.read(len(value)) == value:
+                memory.seek(address)
+                memory.write(bytes(len(value)))
+                return
+    except (KeyError, TypeError, ValueError, OSError):
+        pass
+    raise InfrastructureError("the template's boot id is not where its guest says")
 
 
 @contextlib.asynccontextmanager

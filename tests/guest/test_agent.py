@@ -19,6 +19,18 @@ from hypothesis import strategies as st
 from mayfly.guest import agent
 from mayfly.guest.agent import Agent, Kernel, Lines, Refused
 
+BOOT_ID = "5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f"
+KALLSYMS = """\
+ffffffff9c000000 T _text
+ffffffff9e400000 B __bss_start
+ffffffff9e4a1b20 b sysctl_bootid
+ffffffffc0401000 t helper\t[virtio_net]
+"""
+IOMEM = """\
+00100000-3ffdcfff : System RAM
+  2d000000-2e1fffff : Kernel code
+  2f400000-2fbfffff : Kernel bss
+"""
 PEM = "-----BEGIN {0}-----\nQUJD\nREVG\n-----END {0}-----\n"
 
 
@@ -44,14 +56,17 @@ class Acts:
             power_off=note("poweroff"),
         )
 
-    def start_sshd(self, config: Path) -> None:
-        """Like sshd: read the configuration until its end, then say that we listen."""
-        self.done.append(("sshd", config))
+    def start_sshd(self) -> None:
+        """Like sshd: read the host key until its end, and once more, then say that we listen."""
+        assert self.root is not None
+        key = self.root / agent.HOST_KEY
+        assert stat.S_ISFIFO(key.stat().st_mode)
+        self.done.append(("sshd", ()))
 
         def sshd() -> None:
-            text = config.read_text()
-            self.done.append(("configured", text))
-            config.with_name("sshd_listens").write_text("1\n")
+            self.done.append(("host key", key.read_text()))
+            self.done.append(("host key", key.read_text()))
+            key.with_name("sshd_listens").write_text("1\n")
 
         threading.Thread(target=sshd, daemon=True).start()
 
@@ -80,12 +95,13 @@ def identity(**changed: object) -> dict[str, object]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("etc/mayfly", "run/mayfly", "proc/sys/kernel/random", "proc/self"):
+    for name in ("etc", "run/mayfly", "proc/sys/kernel/random", "proc/self"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "etc/machine-id").write_text("template\n")
-    (tmp_path / "proc/sys/kernel/random/boot_id").write_text("template\n")
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text(BOOT_ID + "\n")
+    (tmp_path / "proc/kallsyms").write_text(KALLSYMS)
+    (tmp_path / "proc/iomem").write_text(IOMEM)
     (tmp_path / "proc/self/oom_score_adj").write_text("0")
-    (tmp_path / agent.SSHD_CONFIG).write_text("UsePAM no\n")
     return tmp_path
 
 
@@ -222,7 +238,7 @@ def test_send_gives_up_on_a_host_that_does_not_read() -> None:
 
 def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
-    acts = Acts()
+    acts = Acts(root)
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     answer = guest.handle(json.dumps(identity()).encode())
@@ -235,26 +251,32 @@ def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (own / "authorized_keys").read_text() == "ssh-ed25519 AAAA lease\n"
     assert (own / "ssh_host_ed25519_key").read_text() == PEM.format("OPENSSH PRIVATE KEY")
     assert stat.S_IMODE((own / "ssh_host_ed25519_key").stat().st_mode) == 0o600
-    assert (own / "boot_id").read_text() != "template\n"
-    assert ("configured", "UsePAM no\n") in acts.done
-    # Entropy before anything random, sshd's configuration after its keys.
+    # sshd finds the key each time it looks, and nothing is random before the entropy.
+    assert acts.done.count(("host key", PEM.format("OPENSSH PRIVATE KEY"))) == 2
     names = acts.names()
-    assert names.index("entropy") < names.index("clock") < names.index("configured")
+    assert names.index("entropy") < names.index("clock") < names.index("host key")
 
     again = guest.handle(json.dumps(identity(id=8)).encode())
     assert again == {"id": 8, "ok": False, "error": "identity: this guest has one already"}
 
 
-def test_two_clones_get_two_boot_ids(root: Path, tmp_path: Path) -> None:
-    one, two = (agent.uuid_text(os.urandom(16)) for _ in range(2))
-    assert one != two and one[14] == "4" and len(one) == 36
+def test_the_boot_id_is_where_the_kernel_says(root: Path) -> None:
+    assert agent.boot_id(root) == {"address": 0x2F400000 + 0xA1B20, "value": BOOT_ID}
+
+
+@pytest.mark.parametrize("name", ["__bss_start", "sysctl_bootid", "Kernel bss"])
+def test_a_kernel_that_hides_its_boot_id_cannot_be_frozen(root: Path, name: str) -> None:
+    for file in (root / "proc/kallsyms", root / "proc/iomem"):
+        file.write_text(file.read_text().replace(name, "other"))
+    with pytest.raises(Refused, match="boot id"):
+        agent.boot_id(root)
 
 
 def test_prepare_twice_mounts_once(root: Path) -> None:
     acts = Acts()
     agent.prepare(root, acts.kernel())
     agent.prepare(root, acts.kernel())
-    assert acts.names() == ["mount"] * len(agent.BOUND)
+    assert acts.names() == ["mount"]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +309,7 @@ def test_a_malformed_identity_is_refused_by_name(root: Path, field: str, value: 
 
 
 def test_freeze_after_identity_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    acts = Acts()
+    acts = Acts(root)
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity()).encode())
@@ -307,7 +329,7 @@ def test_power_off_comes_after_the_answer() -> None:
 def test_a_deadline_that_has_passed_powers_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
     monkeypatch.setattr(agent, "banner", lambda timeout_s: None)
-    acts = Acts()
+    acts = Acts(root)
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity(deadline_unix_s=0)).encode())

@@ -1,0 +1,48 @@
+"""What can be shown of templates without starting a VM."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import InfrastructureError
+from mayfly.host.template import forget_boot_id
+
+BOOT_ID = uuid.UUID("5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f")
+
+
+def ram(folder: Path) -> Path:
+    """16 bytes of boot id between others."""
+    file = folder / "ram"
+    file.write_bytes(b"before-" * 3 + BOOT_ID.bytes + b"-after")
+    return file
+
+
+def test_a_boot_id_is_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    file = ram(tmp_path)
+    forget_boot_id(file, {"address": 21, "value": str(BOOT_ID)})
+    assert file.read_bytes() == b"before-" * 3 + bytes(16) + b"-after"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {},
+        {"address": 20, "value": str(BOOT_ID)},
+        {"address": 21, "value": str(uuid.UUID(int=1))},
+        {"address": 1 << 40, "value": str(BOOT_ID)},
+        {"address": -1, "value": str(BOOT_ID)},
+        {"address": "x", "value": str(BOOT_ID)},
+        {"address": 21, "value": "no uuid"},
+    ],
+)
+def test_what_a_guest_tells_wrongly_changes_nothing(tmp_path: Path, told: Any) -> None:
+    file = ram(tmp_path)
+    before = file.read_bytes()
+    with pytest.raises(InfrastructureError, match="boot id"):
+        forget_boot_id(file, told)
+    assert file.read_bytes() == before
