@@ -152,10 +152,11 @@ class Vm(_Section):
     )
     qemu: str = Field("qemu-system-x86_64", description="QEMU's program (8.2 or newer).")
     boot_memory_mb: int = Field(
-        1024,
+        4096,
         ge=512,
         multiple_of=128,
-        description="MiB of memory of the template; the rest of a size is plugged in as DIMMs.",
+        description="MiB of memory of the template, at most what the smallest size has; the rest "
+        "of a size is plugged in as DIMMs, which costs time and memory for each runner.",
     )
 
 

@@ -1,9 +1,10 @@
-"""Programs built from pinned Go source: buildkitd, buildctl, buildx, rootlesskit, registry.
+"""Programs built from pinned Go source: buildkitd, buildctl, buildx, rootlesskit, registry, and
+the SSH server of runners.
 
-`tools/go.mod` names them as tool dependencies and `tools/go.sum` pins every byte.
-`python -m mayfly.tools` builds them, statically linked, into
+`tools/go.mod` names them as tool dependencies and `tools/go.sum` pins every byte; the last one's
+few lines are in `tools/runner-sshd`. `python -m mayfly.tools` builds them, statically linked, into
 
-    <cache>/tools/<key>/bin/        the five programs
+    <cache>/tools/<key>/bin/        the six programs
     <cache>/tools/<key>/go-version  the compiler that made them, as in `go1.26.8`
 
 where `<cache>` is `MAYFLY_CACHE` (default /var/cache/mayfly) and `<key>` is a checksum over the
@@ -28,10 +29,11 @@ from pathlib import Path
 
 from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError
 
-NAMES = ("buildkitd", "buildctl", "buildx", "rootlesskit", "registry")
+NAMES = ("buildkitd", "buildctl", "buildx", "rootlesskit", "registry", "runner-sshd")
 
 _SOURCE = Path(__file__).resolve().parent.parent / "tools"
-_PINS = ("go.mod", "go.sum", "go.lock")
+_PINS = ("go.mod", "go.sum", "go.lock", "runner-sshd/main.go")
+_OWN = frozenset({"runner-sshd"})
 # Linker variables that hold a program's version, each by the module whose version it is.
 _VERSION_VARIABLES = {
     "github.com/moby/buildkit": "version.Version",
@@ -118,7 +120,9 @@ def _build(cache: Path, folder: Path, progress: Progress) -> None:
 
 
 def _package(go_mod: str, name: str) -> str:
-    """The package of the program `name`, out of the `tool` block."""
+    """The package of the program `name`: a folder beside go.mod, or out of its `tool` block."""
+    if name in _OWN:
+        return f"./{name}"
     found = re.search(rf"^\t(\S+/cmd/{name})$", go_mod, re.MULTILINE)
     if found is None:
         raise MayflyError(f"tools/go.mod has no tool called {name}")

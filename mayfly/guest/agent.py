@@ -9,11 +9,10 @@ root and speaks over virtio-serial: one JSON object a line, at most 64 KiB a lin
 A host may come and go, also in the middle of a line. It sends an empty line first when it connects,
 which ends whatever its predecessor left, and ignores answers whose id it did not send.
 
-Before `identity` nobody can log in. sshd is started before the freeze, so that a clone need not
-load it and its configuration, but waits for its host key: a FIFO that `identity` writes. What it
-needs random numbers for, it does in processes of their own, begun after that. A clone gets its
-identity once; what it needs between that message and sshd's banner is kept short, since under
-emulation every instruction that runs for the first time costs.
+Before `identity` nobody can log in. The SSH server is started before the freeze, so that a clone
+need not load it, and waits to be told its keys (tools/runner-sshd). A clone gets its identity once;
+what it needs between that message and SSH's banner is kept short, since under emulation every
+instruction that runs for the first time costs.
 """
 
 from __future__ import annotations
@@ -43,14 +42,23 @@ MAX_LINE_BYTES = 64 * 1024
 BUILD_UID = 1000
 BUILDKIT_SOCKET = "/run/buildkit/buildkitd.sock"
 BUILDKIT_CGROUP = "/sys/fs/cgroup/system.slice/buildkitd.service"
-SSHD = "/usr/sbin/sshd"
-SSHD_CONFIG = "etc/mayfly/sshd_config"
-HOST_KEY = "run/mayfly/ssh_host_ed25519_key"
+BUILD_HOME = "/home/build"
+SSHD = ("/usr/lib/mayfly/sshd", "0.0.0.0:22")
+SSHD_ENVIRONMENT = {
+    "BUILDKIT_HOST": f"unix://{BUILDKIT_SOCKET}",
+    "HOME": BUILD_HOME,
+    "LOGNAME": "build",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "SHELL": "/bin/sh",
+    "USER": "build",
+}
 # They would answer a clone's new clock, memory and vmgenid just when it should answer its host.
 RESTING = ("systemd-udevd.service", "systemd-journald.service")
 OWN = "run/mayfly"
 IDENTIFIED = f"{OWN}/identified"
 SCRATCH = "/scratch"
+LOGIN_S = 10.0
+"""A client logs in at once; whoever waits longer has the rest done meanwhile."""
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
@@ -65,6 +73,13 @@ class Refused(Exception):
     """The request cannot be carried out; the text goes to the host."""
 
 
+class Sshd(NamedTuple):
+    """A server that waits: descriptors to tell it its keys, and to hear from it."""
+
+    tell: int
+    hear: int
+
+
 class Kernel(NamedTuple):
     """The acts that need a real machine. Tests put their own in."""
 
@@ -73,7 +88,7 @@ class Kernel(NamedTuple):
     set_hostname: Callable[[str], None]
     bind_mount: Callable[[Path, Path], None]
     rest: Callable[[bool], None]
-    start_sshd: Callable[[], None]
+    start_sshd: Callable[[], Sshd]
     resize_filesystem: Callable[[str, int], None]
     power_off: Callable[[], None]
 
@@ -168,9 +183,6 @@ def prepare(root: Path, kernel: Kernel) -> None:
     if not own.exists():
         write_file(own, read.read_text(), 0o444)
         kernel.bind_mount(own, read)
-    listens = root / OWN / "sshd_listens"
-    if not listens.exists():
-        os.mkfifo(listens, 0o600)
 
 
 def boot_id(root: Path) -> Message:
@@ -198,25 +210,9 @@ def write_names(identity: Identity, root: Path) -> None:
     """Put what others read of the identity under `root`, over what is there. Raises OSError."""
     own = root / OWN
     write_file(own / "machine-id", identity.machine_id + "\n")
-    write_file(own / "hostname", identity.hostname + "\n")
     write_file(own / "registry-ca.pem", identity.registry_ca_pem)
     names = "".join(f"nameserver {address}\n" for address in identity.resolvers)
     write_file(root / "etc/resolv.conf", names)
-
-
-def give_host_key(key: str, path: Path) -> None:
-    """Let the sshd go that waits for the FIFO `path` to be its host key; the key stays as a file.
-
-    It may open the name once more, so that is the file's before the FIFO ends. Raises OSError.
-    """
-    waiting = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        beside = path.with_name("host_key.new")
-        write_file(beside, key, 0o600)
-        beside.rename(path)
-        os.write(waiting, key.encode())
-    finally:
-        os.close(waiting)
 
 
 class Lines:
@@ -327,26 +323,6 @@ def set_cpus(online: int, root: Path = Path("/sys/devices/system/cpu")) -> None:
             switch.write_text(wanted)
 
 
-def warm_up() -> None:
-    """Be sshd's first guest: what its second one needs has then run once (see the top)."""
-    banner(30)
-
-
-def banner(timeout_s: float, address: tuple[str, int] = ("127.0.0.1", 22)) -> None:
-    """Wait until an SSH server says its first word. Raises `Refused` when it doesn't in time."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            probe.settimeout(max(0.01, end - time.monotonic()))
-            try:
-                if probe.connect_ex(address) == 0 and probe.recv(4) == b"SSH-":
-                    return
-            except OSError:
-                pass
-        time.sleep(0.002)
-    raise Refused("sshd did not answer")
-
-
 class Agent:
     """Answers one request at a time. `root` is / but in tests."""
 
@@ -354,6 +330,7 @@ class Agent:
         self._kernel = kernel
         self._root = root
         self._identified = (root / IDENTIFIED).exists()  # also by an agent that died since
+        self._sshd: Sshd | None = None
         self._afterwards: Callable[[], None] | None = None
         self._operations: dict[str, Callable[[Message], Message]] = {
             "hello": self._hello,
@@ -412,20 +389,12 @@ class Agent:
         if self._identified:
             raise Refused("freeze: this guest has an identity")
         buildkit_answers(60)
-        rehearse(self._root)
-        self._start_sshd()
+        self._sshd = self._kernel.start_sshd()
         set_cpus(online)
         os.sync()
         answer = {"boot_id": boot_id(self._root)}
         self._kernel.rest(True)
         return answer
-
-    def _start_sshd(self) -> None:
-        """Let sshd wait for its host key, unless one does (it outlives an agent)."""
-        key = self._root / HOST_KEY
-        if not key.exists():
-            os.mkfifo(key, 0o600)
-            self._kernel.start_sshd()
 
     def _identity(self, message: Message) -> Message:
         identity = parse_identity(message)
@@ -446,33 +415,32 @@ class Agent:
         took("entropy")
         self._kernel.set_clock_ns(identity.unix_time_ns)
         took("clock")
-        self._start_sshd()
-        # sshd reads this one as the user who logs in; it is a public key.
-        write_file(self._root / OWN / "authorized_keys", identity.authorized_key + "\n")
-        listens = os.open(self._root / OWN / "sshd_listens", os.O_RDONLY | os.O_NONBLOCK)
-        give_host_key(identity.ssh_host_key.rstrip("\n") + "\n", self._root / HOST_KEY)
+        sshd = self._sshd or self._kernel.start_sshd()
+        keys = {"host_key": identity.ssh_host_key, "authorized_key": identity.authorized_key}
+        os.write(sshd.tell, json.dumps(keys).encode() + b"\n")
         took("keys")
-        # Meanwhile, on another CPU, sshd loads it.
+        # Meanwhile, on another CPU, the server takes them.
         write_names(identity, self._root)
         self._kernel.set_hostname(identity.hostname)
         took("names")
-        if not select.select([listens], [], [], 30)[0]:
+        if not says(sshd.hear, b"listening", 30):
             raise Refused("sshd does not listen")
-        os.close(listens)
         took("sshd_listens")
 
         seconds_left = identity.deadline_unix_s - identity.unix_time_ns / 1e9
-        self._afterwards = lambda: self._settle(identity, seconds_left)
+        self._afterwards = lambda: self._settle(identity, seconds_left, sshd)
         return {"timings_s": timings}
 
-    def _settle(self, identity: Identity, seconds_left: float) -> None:
-        """After the answer: the deadline, then what a build can begin without."""
+    def _settle(self, identity: Identity, seconds_left: float, sshd: Sshd) -> None:
+        """After the answer: the deadline; after the first login, what a build can begin without.
+
+        Under emulation the login would take twice as long beside it.
+        """
         deadline = threading.Timer(max(0.0, seconds_left), self._kernel.power_off)
         deadline.daemon = True
         deadline.start()
 
         steps: tuple[Callable[[], None], ...] = (
-            warm_up,
             lambda: self._kernel.rest(False),
             lambda: write_file(self._root / "proc/self/oom_score_adj", "-1000"),
             lambda: set_cpus(identity.cpus),
@@ -480,6 +448,7 @@ class Agent:
         )
 
         def grow() -> None:
+            says(sshd.hear, b"login", LOGIN_S)
             for step in steps:
                 try:
                     step()
@@ -493,34 +462,17 @@ class Agent:
         return {}
 
 
-def rehearse(root: Path) -> None:
-    """Serve SSH once with a key that is thrown away, so that a clone finds all it needs in memory.
-
-    No clone can be reached by it: key and server are gone before the freeze.
-    """
-    key = root / OWN / "rehearsal"
-    subprocess.run(
-        ["/usr/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)],
-        check=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
-    server = subprocess.Popen(
-        [SSHD, "-D", "-f", str(root / SSHD_CONFIG), "-h", str(key), "-o", "PidFile=none"]
-    )
-    try:
-        banner(60)
-        subprocess.run(
-            ["/usr/bin/ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
-             "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
-             "build@127.0.0.1", "true"],
-            check=False, timeout=60, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-    finally:
-        server.terminate()
-        server.wait(10)
-        key.unlink(missing_ok=True)
-        key.with_suffix(".pub").unlink(missing_ok=True)
+def says(fd: int, word: bytes, timeout_s: float) -> bool:
+    """Whether `word` is the next line from `fd`, within so many seconds."""
+    line, end = b"", time.monotonic() + timeout_s
+    while not line.endswith(b"\n"):
+        if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            return False
+        byte = os.read(fd, 1)
+        if not byte:
+            return False
+        line += byte
+    return line.strip() == word
 
 
 def serve(agent: Agent, fd: int) -> None:
@@ -613,13 +565,24 @@ def real_kernel() -> Kernel:
             for process in processes.read_text().split():
                 os.kill(int(process), signal.SIGSTOP if yes else signal.SIGCONT)
 
-    def start_sshd() -> None:
-        argv = [SSHD, "-D", "-f", f"/{SSHD_CONFIG}"]
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        waits_in = Path(f"/proc/{process.pid}/wchan")
-        end = time.monotonic() + 10
-        while time.monotonic() < end and waits_in.read_text() != "wait_for_partner":
-            time.sleep(0.02)
+    def start_sshd() -> Sshd:
+        """Returns when it has rehearsed and waits."""
+        tell, hear = os.pipe(), os.pipe()
+        subprocess.Popen(
+            SSHD,
+            user=BUILD_UID,
+            group=BUILD_UID,
+            extra_groups=[],
+            cwd=BUILD_HOME,
+            env=SSHD_ENVIRONMENT,
+            stdin=tell[0],
+            stdout=hear[1],
+        )
+        os.close(tell[0])
+        os.close(hear[1])
+        if not says(hear[0], b"waiting", 60):
+            raise Refused("sshd did not start")
+        return Sshd(tell[1], hear[0])
 
     return Kernel(
         add_entropy=add_entropy,

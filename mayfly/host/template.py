@@ -23,6 +23,7 @@ from mayfly.host.component import runner_disks
 from mayfly.host.machine import Machine
 from mayfly.host.monitor import monitor
 from mayfly.host.process import end, spawn
+from mayfly.model import GIB
 from mayfly.pid import ProcessId
 from mayfly.vm.provider import Progress
 
@@ -184,21 +185,29 @@ def forget_boot_id(ram: Path, told: Any) -> None:
     """Let every clone's kernel make up a boot id of its own, for all who read it there.
 
     Linux does so when it is first read and finds zeros (random.c, proc_do_uuid). `told` is what
-    the agent says of the value and its physical address, which below 2 GiB is the offset in the
-    RAM file (q35); the bytes there are changed only if they are that value. Raises
-    `InfrastructureError` when they are not.
+    the agent says of the value and its physical address; the bytes there are changed only if they
+    are that value. Raises `InfrastructureError` when they are not.
     """
     try:
         address, value = int(told["address"]), uuid.UUID(str(told["value"])).bytes
+        offset = ram_offset(address, ram.stat().st_size)
         with ram.open("r+b") as memory:
-            memory.seek(address)
+            memory.seek(offset)
             if memory.read(len(value)) == value:
-                memory.seek(address)
+                memory.seek(offset)
                 memory.write(bytes(len(value)))
                 return
     except (KeyError, TypeError, ValueError, OSError):
         pass
     raise InfrastructureError("the template's boot id is not where its guest says")
+
+
+def ram_offset(address: int, ram_bytes: int) -> int:
+    """Where in a RAM file of that size a physical address is: q35 leaves a hole below 4 GiB
+    (QEMU's hw/i386/pc_q35.c: it begins at 2 GiB where there is more memory than 2.75 GiB).
+    """
+    hole = 2 * GIB if ram_bytes >= 11 * GIB // 4 else 11 * GIB // 4
+    return address if address < hole else address - 4 * GIB + hole
 
 
 @contextlib.asynccontextmanager

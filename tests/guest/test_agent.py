@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import socket
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mayfly.guest import agent
-from mayfly.guest.agent import Agent, Kernel, Lines, Refused
+from mayfly.guest.agent import Agent, Kernel, Lines, Refused, Sshd
 
 BOOT_ID = "5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f"
 KALLSYMS = """\
@@ -37,9 +36,8 @@ PEM = "-----BEGIN {0}-----\nQUJD\nREVG\n-----END {0}-----\n"
 class Acts:
     """A kernel that only remembers what it was asked."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self) -> None:
         self.done: list[tuple[str, object]] = []
-        self.root = root
 
     def kernel(self) -> Kernel:
         def note(name: str):  # type: ignore[no-untyped-def]
@@ -56,19 +54,24 @@ class Acts:
             power_off=note("poweroff"),
         )
 
-    def start_sshd(self) -> None:
-        """Like sshd: read the host key until its end, and once more, then say that we listen."""
-        assert self.root is not None
-        key = self.root / agent.HOST_KEY
-        assert stat.S_ISFIFO(key.stat().st_mode)
+    def start_sshd(self) -> Sshd:
+        """A server that listens once it has its keys; `login` is a login's."""
         self.done.append(("sshd", ()))
+        keys, tell = os.pipe()
+        hear, said = os.pipe()
 
         def sshd() -> None:
-            self.done.append(("host key", key.read_text()))
-            self.done.append(("host key", key.read_text()))
-            key.with_name("sshd_listens").write_text("1\n")
+            with os.fdopen(keys) as lines:
+                self.done.append(("keys", json.loads(lines.readline())))
+            os.write(said, b"listening\n")
 
         threading.Thread(target=sshd, daemon=True).start()
+        self.said = said
+        return Sshd(tell, hear)
+
+    def login(self) -> None:
+        """Somebody logs in."""
+        os.write(self.said, b"login\n")
 
     def names(self) -> list[str]:
         return [name for name, _ in self.done]
@@ -238,7 +241,7 @@ def test_send_gives_up_on_a_host_that_does_not_read() -> None:
 
 def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
-    acts = Acts(root)
+    acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     answer = guest.handle(json.dumps(identity()).encode())
@@ -247,14 +250,15 @@ def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
     own = root / "run/mayfly"
     assert (own / "machine-id").read_text() == "0123456789abcdef" * 2 + "\n"
-    assert (own / "hostname").read_text() == "lease-1\n"
-    assert (own / "authorized_keys").read_text() == "ssh-ed25519 AAAA lease\n"
-    assert (own / "ssh_host_ed25519_key").read_text() == PEM.format("OPENSSH PRIVATE KEY")
-    assert stat.S_IMODE((own / "ssh_host_ed25519_key").stat().st_mode) == 0o600
-    # sshd finds the key each time it looks, and nothing is random before the entropy.
-    assert acts.done.count(("host key", PEM.format("OPENSSH PRIVATE KEY"))) == 2
+    keys = {
+        "host_key": PEM.format("OPENSSH PRIVATE KEY"),
+        "authorized_key": "ssh-ed25519 AAAA lease",
+    }
+    assert ("keys", keys) in acts.done
+    assert not any("PRIVATE KEY" in file.read_text() for file in own.iterdir())
+    # Nothing is random before the entropy.
     names = acts.names()
-    assert names.index("entropy") < names.index("clock") < names.index("host key")
+    assert names.index("entropy") < names.index("clock") < names.index("keys")
 
     again = guest.handle(json.dumps(identity(id=8)).encode())
     assert again == {"id": 8, "ok": False, "error": "identity: this guest has one already"}
@@ -308,8 +312,28 @@ def test_a_malformed_identity_is_refused_by_name(root: Path, field: str, value: 
     assert acts.done == []
 
 
+def test_a_guest_settles_when_somebody_has_logged_in(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "LOGIN_S", 60)
+    acts = Acts()
+    agent.prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    guest.handle(json.dumps(identity()).encode())
+    guest.after_reply()
+    threading.Event().wait(0.1)
+    assert "resize" not in acts.names()
+    acts.login()
+    for _ in range(500):
+        if "resize" in acts.names():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("it did not settle")
+
+
 def test_freeze_after_identity_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    acts = Acts(root)
+    acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity()).encode())
@@ -328,8 +352,7 @@ def test_power_off_comes_after_the_answer() -> None:
 
 def test_a_deadline_that_has_passed_powers_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
-    monkeypatch.setattr(agent, "banner", lambda timeout_s: None)
-    acts = Acts(root)
+    acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity(deadline_unix_s=0)).encode())
@@ -367,19 +390,15 @@ def test_cpus_are_switched_in_number_order(tmp_path: Path) -> None:
     assert states == ["1", "1"] + ["0"] * 9
 
 
-def test_banner_waits_for_a_server() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-
-        def greet() -> None:
-            peer, _ = listener.accept()
-            peer.sendall(b"SSH-2.0-test\r\n")
-
-        threading.Thread(target=greet, daemon=True).start()
-        agent.banner(5, listener.getsockname())
-    with pytest.raises(Refused):
-        agent.banner(0.05, ("127.0.0.1", 1))
+def test_a_line_is_heard_whole_and_in_time() -> None:
+    hear, said = os.pipe()
+    os.write(said, b"listening\nlog")
+    assert agent.says(hear, b"listening", 1)
+    assert not agent.says(hear, b"login", 0.01)
+    os.write(said, b"in\n")
+    assert not agent.says(hear, b"login", 1), "what came before is gone"
+    os.close(said)
+    assert not agent.says(hear, b"login", 1)
 
 
 def test_an_agent_that_was_restarted_gives_no_second_identity(root: Path) -> None:

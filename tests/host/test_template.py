@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mayfly.errors import InfrastructureError
-from mayfly.host.template import forget_boot_id
+from mayfly.host.template import forget_boot_id, ram_offset
+from mayfly.model import GIB
 
 BOOT_ID = uuid.UUID("5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f")
 
@@ -46,3 +47,19 @@ def test_what_a_guest_tells_wrongly_changes_nothing(tmp_path: Path, told: Any) -
     with pytest.raises(InfrastructureError, match="boot id"):
         forget_boot_id(file, told)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "ram_bytes", "offset"),
+    [
+        (GIB, GIB * 2, GIB),
+        (5 * GIB // 2, 21 * GIB // 8, 5 * GIB // 2),
+        (2 * GIB - 1, 4 * GIB, 2 * GIB - 1),
+        (4 * GIB, 4 * GIB, 2 * GIB),
+        (4 * GIB + 5, 8 * GIB, 2 * GIB + 5),
+    ],
+)
+def test_memory_above_the_hole_follows_what_is_below(
+    address: int, ram_bytes: int, offset: int
+) -> None:
+    assert ram_offset(address, ram_bytes) == offset
