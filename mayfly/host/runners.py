@@ -298,7 +298,6 @@ class Runners:
             "hostname": f"mayfly-{spec.runner}",
             "ssh_host_key": private,
             "authorized_key": spec.authorized_key,
-            "registry_ca_pem": (self._config.state / "ca/ca.crt").read_text(),
             "resolvers": list(around.resolvers),
             "cpus": spec.size.cpus,
             "disk_bytes": spec.size.disk_bytes,

@@ -53,6 +53,7 @@ class Shape:
     golden_digest: str
     hardware: argv.Hardware
     cmdline: str
+    registry_ca_pem: str
     online_cpus: int
     disk_bytes: int
     filesystem_bytes: int
@@ -98,6 +99,7 @@ def shape(config: Config, found: Machine, image: golden.Golden) -> Shape:
         golden_digest=image.digest,
         hardware=hardware,
         cmdline=f"{image.cmdline} mayfly.registry={config.registry_host}",
+        registry_ca_pem=(config.state / "ca/ca.crt").read_text(),
         online_cpus=min(2, hardware.cpus),
         disk_bytes=max(s.disk_bytes for s in fit),
         filesystem_bytes=min(s.disk_bytes for s in fit),
@@ -169,8 +171,14 @@ async def _make(
 ) -> None:
     async with booted(config, template, image, progress) as guest:
         progress("BuildKit answers; freezing")
-        cpus = template.shape.online_cpus
-        frozen = await guest.call("freeze", {"online_cpus": cpus}, timeout_s=120)
+        frozen = await guest.call(
+            "freeze",
+            {
+                "online_cpus": template.shape.online_cpus,
+                "registry_ca_pem": template.shape.registry_ca_pem,
+            },
+            timeout_s=120,
+        )
         async with monitor(template.path / "qmp.sock") as qemu:
             await qemu.save(template.state)
             await qemu.quit()

@@ -63,7 +63,6 @@ class Acts:
         def sshd() -> None:
             with os.fdopen(keys) as lines:
                 self.done.append(("keys", json.loads(lines.readline())))
-            os.write(said, b"listening\n")
 
         threading.Thread(target=sshd, daemon=True).start()
         self.said = said
@@ -87,7 +86,6 @@ def identity(**changed: object) -> dict[str, object]:
         "hostname": "lease-1",
         "ssh_host_key": PEM.format("OPENSSH PRIVATE KEY"),
         "authorized_key": "ssh-ed25519 AAAA lease",
-        "registry_ca_pem": PEM.format("CERTIFICATE"),
         "deadline_unix_s": 1_800_000_600,
         "cpus": 2,
         "disk_bytes": 1 << 34,
@@ -246,7 +244,7 @@ def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
     guest = Agent(acts.kernel(), root)
     answer = guest.handle(json.dumps(identity()).encode())
     assert answer is not None and answer["ok"] is True, answer
-    assert set(answer["timings_s"]) == {"entropy", "clock", "keys", "names", "sshd_listens"}
+    assert set(answer["timings_s"]) == {"message", "entropy", "clock", "keys", "names"}
 
     own = root / "run/mayfly"
     assert (own / "machine-id").read_text() == "0123456789abcdef" * 2 + "\n"
@@ -293,13 +291,18 @@ def test_prepare_twice_mounts_once(root: Path) -> None:
         ("authorized_key", "ssh-ed25519 A\ncommand=x ssh-rsa B"),
         ("ssh_host_key", "no pem"),
         ("entropy_b64", "AA=="),
+        ("entropy_b64", "A" * 43),
+        ("entropy_b64", "!" * 64),
+        ("hostname", "-x"),
+        ("hostname", "x" * 64),
+        ("hostname", ""),
+        ("ssh_host_key", ""),
         ("entropy_b64", None),
         ("cpus", 0),
         ("cpus", True),
         ("disk_bytes", -1),
         ("unix_time_ns", float("nan")),
         ("deadline_unix_s", "soon"),
-        ("registry_ca_pem", "x"),
         ("resolvers", []),
         ("resolvers", ["192.0.2.53", "evil\noptions"]),
     ],
@@ -330,6 +333,25 @@ def test_a_guest_settles_when_somebody_has_logged_in(
             return
         threading.Event().wait(0.01)
     pytest.fail("it did not settle")
+
+
+def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "buildkit_answers", lambda timeout_s: True)
+    acts = Acts()
+    agent.prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    freeze = {"id": 1, "op": "freeze", "online_cpus": 2, "registry_ca_pem": PEM.format("X")}
+    answer = guest.handle(json.dumps(freeze).encode())
+    assert answer == {"id": 1, "ok": True, "boot_id": agent.boot_id(root)}
+    assert (root / "run/mayfly/registry-ca.pem").read_text() == PEM.format("X")
+    assert acts.names() == ["mount", "sshd", "rest"]
+    guest.handle(json.dumps(identity()).encode())
+    assert acts.names().count("sshd") == 1, "the server that waited got the keys"
+    refused = guest.handle(json.dumps(freeze | {"registry_ca_pem": "x"}).encode())
+    assert refused is not None and refused["ok"] is False
 
 
 def test_freeze_after_identity_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@
 //
 // It is started before a template is frozen, as the user that it serves, and waits; a clone's agent
 // then writes who it is to standard input, one line of JSON: {"host_key": PEM, "authorized_key":
-// LINE}. What it says on standard output, a line each: "waiting", "listening", and "login" when
-// somebody has logged in for the first time. Its environment is that of every command.
+// LINE}. Until then a connection waits. What it says on standard output, a line each: "waiting", and
+// "login" when somebody has logged in for the first time. Its environment is that of every command.
 //
 // OpenSSH starts three programs with some twenty libraries for a connection, which under emulation
 // takes longer than everything else between a request and a runner. Here a connection is a
@@ -56,6 +56,10 @@ func main() {
 	if err := rehearse(); err != nil {
 		log.Fatalf("rehearsal: %v", err)
 	}
+	listener, err := net.Listen("tcp4", os.Args[1])
+	if err != nil {
+		log.Fatal(err)
+	}
 	tell("waiting")
 	line, err := bufio.NewReader(os.Stdin).ReadBytes('\n')
 	if err != nil {
@@ -69,11 +73,6 @@ func main() {
 	if err != nil {
 		log.Fatalf("identity: %v", err)
 	}
-	listener, err := net.Listen("tcp4", os.Args[1])
-	if err != nil {
-		log.Fatal(err)
-	}
-	tell("listening")
 	var first sync.Once
 	serve(listener, config, func() { first.Do(func() { tell("login") }) })
 }
