@@ -189,11 +189,13 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
 def prepare(root: Path, kernel: Kernel) -> None:
     """Put a file of ours over the machine id that others read, so that a clone only has to write.
 
-    For when the guest starts. Does nothing where that was done. Raises OSError.
+    Until then it is nobody's (machine-id(5)). For when the guest starts. Does nothing where that
+    was done. Raises OSError.
     """
     own, read = root / OWN / "machine-id", root / "etc/machine-id"
     if not own.exists():
-        write_file(own, read.read_text(), 0o444)
+        for file in (read, own):
+            write_file(file, "uninitialized\n", 0o444)
         kernel.bind_mount(own, read)
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
+import re
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
-from mayfly import client
+from mayfly import client, golden
 from mayfly.build import ssh
 from mayfly.errors import Denied
 from mayfly.model import LeaseRequest, Outcome
@@ -55,34 +66,105 @@ def with_runner(farm: Farm, use: Callable[[LeaseJson, ssh.Relay, asyncssh.SSHKey
 
 
 FACTS = """\
-cat /etc/machine-id; cat /proc/sys/kernel/random/boot_id; hostname
-head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+cat /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+cat /proc/sys/kernel/random/boot_id
+unshare --map-root-user --pid --fork --mount-proc cat /proc/sys/kernel/random/boot_id
 date +%s.%N; nproc; awk '/MemTotal/ {print $2}' /proc/meminfo
 df -B1 --output=size /scratch | tail -1
 """
+OWN = ("machine_id", "hostname", "random", "boot_id", "boot_id_in_a_container", "host_key")
+"""What no two clones share. A container's /proc is a new one, over which nothing is mounted."""
 
 
-def facts(farm: Farm) -> dict[str, Any]:
-    """What a fresh runner says of itself."""
-
-    def look(view: LeaseJson, relay: ssh.Relay, key: asyncssh.SSHKey) -> dict[str, Any]:
+async def facts(farm: Farm) -> dict[str, Any]:
+    """What a fresh runner says of itself, and between which moments its clock said so."""
+    key = ssh.new_key()
+    async with leased(farm, key) as (view, relay):
         before = time.time()
-        lines = farm.inside(f"{view['id']}-1", key, relay.host_key, FACTS).split()
+        runner = f"{view['id']}-1"
+        said = await asyncio.to_thread(farm.inside, runner, key, relay.host_key, FACTS)
         after = time.time()
-        names = ("machine_id", "boot_id", "hostname", "random", "clock", "cpus", "memory", "disk")
-        found: dict[str, Any] = dict(zip(names, lines, strict=True))
-        found |= {"host_key": relay.host_key, "before": before, "after": after}
-        return found
-
-    return dict(with_runner(farm, look))
+    names = (*OWN[:-1], "clock", "cpus", "memory", "disk")
+    found: dict[str, Any] = dict(zip(names, said.split(), strict=True))
+    return found | {"host_key": relay.host_key, "before": before, "after": after}
 
 
-def test_two_clones_have_nothing_in_common_and_the_right_time(farm: Farm) -> None:
-    one, other = facts(farm), facts(farm)
-    for name in ("machine_id", "boot_id", "hostname", "random", "host_key"):
-        assert one[name] != other[name], name
-    for each in (one, other):
-        assert each["before"] - 0.5 <= float(each["clock"]) <= each["after"] + 0.5
+def test_ten_pairs_of_clones_have_nothing_in_common_and_the_right_time(farm: Farm) -> None:
+    async def pair() -> tuple[dict[str, Any], dict[str, Any]]:
+        return await asyncio.gather(facts(farm), facts(farm))
+
+    clones = [clone for _ in range(10) for clone in asyncio.run(pair())]
+    for name in OWN:
+        assert len({clone[name] for clone in clones}) == 20, name
+    for clone in clones:
+        assert clone["boot_id"] == clone["boot_id_in_a_container"]
+        assert clone["before"] - 0.2 <= float(clone["clock"]) <= clone["after"] + 0.2
+
+
+SECRETS = (
+    re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\r?\n[A-Za-z0-9+/=]{16}"),
+    # What stands in an OpenSSH key's base64: its name, and that it has no passphrase.
+    re.compile(rb"openssh-key-v1\x00\x00\x00\x00\x04none\x00\x00\x00\x04none"),
+    re.compile(base64.b64encode(b"openssh-key-v1\0\0\0\0\4none").rstrip(b"=")[:-1]),
+    # An ed25519 or P-256 key in DER (RFC 8410, RFC 5915).
+    re.compile(rb"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"),
+    re.compile(rb"\x30\x77\x02\x01\x01\x04\x20.{32}\xa0\x0a\x06\x08", re.DOTALL),
+)
+
+
+def secrets(file: Path) -> list[str]:
+    """Private keys in a file of any size, holes left out."""
+    found = []
+    for data in pieces(file):
+        found += [f"{file.name}: {m[0][:40]!r}" for kind in SECRETS for m in kind.finditer(data)]
+    return found
+
+
+def pieces(file: Path, size: int = 64 << 20) -> Iterator[bytes]:
+    """The data of a sparse file, in pieces that overlap a little."""
+    with file.open("rb") as content:
+        end = content.seek(0, os.SEEK_END)
+        at = 0
+        while at < end:
+            try:
+                at = os.lseek(content.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole is left
+                return
+            stop = min(os.lseek(content.fileno(), at, os.SEEK_HOLE), at + size)
+            yield os.pread(content.fileno(), stop - at, at)
+            at = stop if stop - at < size else stop - 4096
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ec"])
+def test_a_key_would_be_found(tmp_path: Path, kind: str) -> None:
+    key: Any = ed25519.Ed25519PrivateKey.generate()
+    der = PrivateFormat.PKCS8
+    if kind == "ec":
+        key, der = ec.generate_private_key(ec.SECP256R1()), PrivateFormat.TraditionalOpenSSL
+    forms = {
+        "openssh": (Encoding.PEM, PrivateFormat.OpenSSH),
+        "pem": (Encoding.PEM, PrivateFormat.PKCS8),
+        "der": (Encoding.DER, der),
+    }
+    for name, (encoding, form) in forms.items():
+        file = tmp_path / name
+        with file.open("wb") as out:
+            out.truncate(1 << 20)
+            out.seek(3 << 20)
+            out.write(b"x" * 100 + key.private_bytes(encoding, form, NoEncryption()) + b"y" * 100)
+        assert secrets(file), name
+
+
+def test_golden_image_and_template_have_no_identity(farm: Farm) -> None:
+    """Their disks and the template's memory: no private key, no machine id."""
+    (template,) = (farm.config.state / "templates").iterdir()
+    image = golden.newest(farm.config.state)
+    assert image is not None
+    files = [*template.iterdir(), *image.path.iterdir()]
+    assert {"ram", "state", "root.qcow2", "scratch.raw", "disk.raw"} <= {f.name for f in files}
+    assert [found for file in files for found in secrets(file)] == []
+    dump = ["debugfs", "-R", "cat /etc/machine-id", str(image.disk)]
+    assert subprocess.run(dump, check=True, capture_output=True, text=True).stdout.strip() == ""
 
 
 def test_a_runner_has_the_size_that_was_asked_for(farm: Farm) -> None:

@@ -15,12 +15,10 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -43,11 +41,6 @@ const (
 	strangers = 64
 )
 
-type identity struct {
-	HostKey       string `json:"host_key"`
-	AuthorizedKey string `json:"authorized_key"`
-}
-
 func main() {
 	log.SetFlags(0)
 	if len(os.Args) != 2 {
@@ -61,20 +54,36 @@ func main() {
 		log.Fatal(err)
 	}
 	tell("waiting")
-	line, err := bufio.NewReader(os.Stdin).ReadBytes('\n')
-	if err != nil {
-		log.Fatalf("no identity: %v", err)
-	}
-	var who identity
-	if err := json.Unmarshal(line, &who); err != nil {
-		log.Fatalf("identity: %v", err)
-	}
-	config, err := configure([]byte(who.HostKey), []byte(who.AuthorizedKey))
+	config, err := identity(os.Stdin)
 	if err != nil {
 		log.Fatalf("identity: %v", err)
 	}
 	var first sync.Once
 	serve(listener, config, func() { first.Do(func() { tell("login") }) })
+}
+
+// identity waits for the line that says who we are.
+func identity(from io.Reader) (*ssh.ServerConfig, error) {
+	line, err := bufio.NewReader(from).ReadBytes('\n')
+	if err != nil {
+		return nil, err
+	}
+	var who struct {
+		HostKey       string `json:"host_key"`
+		AuthorizedKey string `json:"authorized_key"`
+	}
+	if err := json.Unmarshal(line, &who); err != nil {
+		return nil, err
+	}
+	hostKey, err := ssh.ParsePrivateKey([]byte(who.HostKey))
+	if err != nil {
+		return nil, err
+	}
+	authorized, _, _, _, err := ssh.ParseAuthorizedKey([]byte(who.AuthorizedKey))
+	if err != nil {
+		return nil, err
+	}
+	return configure(hostKey, authorized), nil
 }
 
 // tell says a line to the agent; one that has gone need not hear it.
@@ -84,15 +93,7 @@ func tell(word string) {
 
 // configure accepts one key for one user. The algorithms are those that mayfly/build/ssh.py asks
 // for, which has the measurements.
-func configure(hostKey, authorizedKey []byte) (*ssh.ServerConfig, error) {
-	signer, err := ssh.ParsePrivateKey(hostKey)
-	if err != nil {
-		return nil, err
-	}
-	allowed, _, _, _, err := ssh.ParseAuthorizedKey(authorizedKey)
-	if err != nil {
-		return nil, err
-	}
+func configure(hostKey ssh.Signer, authorized ssh.PublicKey) *ssh.ServerConfig {
 	config := &ssh.ServerConfig{
 		Config: ssh.Config{
 			Ciphers:      []string{"aes128-ctr", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"},
@@ -101,14 +102,14 @@ func configure(hostKey, authorizedKey []byte) (*ssh.ServerConfig, error) {
 		},
 		ServerVersion: "SSH-2.0-mayfly",
 		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			if meta.User() == user && subtle.ConstantTimeCompare(key.Marshal(), allowed.Marshal()) == 1 {
+			if meta.User() == user && subtle.ConstantTimeCompare(key.Marshal(), authorized.Marshal()) == 1 {
 				return nil, nil
 			}
 			return nil, errors.New("another user or key")
 		},
 	}
-	config.AddHostKey(signer)
-	return config, nil
+	config.AddHostKey(hostKey)
+	return config
 }
 
 // serve answers connections until the listener is closed.
@@ -271,42 +272,33 @@ func status(stream ssh.Channel, code int) {
 	_, _ = stream.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{uint32(code)}))
 }
 
-// rehearse serves one connection of our own with keys that are thrown away, so that what a clone's
-// first one needs is in memory when the template is frozen.
+// rehearse serves one connection of our own, so that what a clone's first one needs is in memory when
+// the template is frozen. Its keys are never written as text, and wiped.
 func rehearse() error {
-	keys := make([]ssh.Signer, 2)
-	var hostKey bytes.Buffer
-	for i := range keys {
+	var signers [2]ssh.Signer
+	for i := range signers {
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
 			return err
 		}
-		if keys[i], err = ssh.NewSignerFromKey(private); err != nil {
+		defer clear(private)
+		if signers[i], err = ssh.NewSignerFromKey(private); err != nil {
 			return err
 		}
-		if i == 0 {
-			block, err := ssh.MarshalPrivateKey(private, "")
-			if err != nil {
-				return err
-			}
-			hostKey.Write(pem.EncodeToMemory(block))
-		}
 	}
-	config, err := configure(hostKey.Bytes(), ssh.MarshalAuthorizedKey(keys[1].PublicKey()))
-	if err != nil {
-		return err
-	}
+	hostKey, key := signers[0], signers[1]
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
+	config := configure(hostKey, key.PublicKey())
 	go serve(listener, config, func() {})
 	client, err := ssh.Dial("tcp4", listener.Addr().String(), &ssh.ClientConfig{
 		Config:          config.Config,
 		User:            user,
-		Auth:            []ssh.AuthMethod{ssh.PublicKeys(keys[1])},
-		HostKeyCallback: ssh.FixedHostKey(keys[0].PublicKey()),
+		Auth:            []ssh.AuthMethod{ssh.PublicKeys(key)},
+		HostKeyCallback: ssh.FixedHostKey(hostKey.PublicKey()),
 		Timeout:         handshake,
 	})
 	if err != nil {
