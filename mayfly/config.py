@@ -114,6 +114,13 @@ class Pool(_Section):
     cpu_overcommit: float = Field(
         2.0, ge=1, le=16, description="vCPUs for each core; a rung with more is refused."
     )
+    cpu_weight: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="CPU and IO weight of all runners together, where every other group of this "
+        "machine has 100.",
+    )
     queue_timeout_s: int = Field(
         900, ge=1, description="Seconds a build waits for room in the pool before it gives up."
     )

@@ -154,7 +154,9 @@ class RunnerSpec:
 class Runner:
     """A VM that a provider has, with what a client needs to trust it.
 
-    `ssh_host_key` is an OpenSSH public key line; it is empty while the runner is not ready.
+    `ssh_host_key` is an OpenSSH public key line; it is empty while the runner is not ready. `age_s`
+    is for how long it has been ready, by the provider's own steady clock. `ended` is set when the
+    provider has ended the VM itself and says why; nothing is left of it then.
     """
 
     name: str
@@ -162,3 +164,5 @@ class Runner:
     ready: bool
     ssh_host_key: str = ""
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    age_s: float = field(default=0.0, compare=False)
+    ended: Outcome | None = None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mayfly.host.cgroup import CODE_CACHE_BYTES
 from mayfly.model import MIB
 
 DIMM_SLOTS = 16
@@ -111,7 +112,8 @@ class Boot:
 def _common(
     qemu: str, hardware: Hardware, name: str, disks: Disks, boot: Boot, directory: Path
 ) -> list[str]:
-    accel = "tcg,thread=multi" if hardware.accelerator == "tcg" else hardware.accelerator
+    code_cache = f"tb-size={CODE_CACHE_BYTES // MIB}"
+    accel = f"tcg,thread=multi,{code_cache}" if hardware.accelerator == "tcg" else "kvm"
     return [
         qemu,
         "-name",
@@ -192,16 +194,59 @@ def dimms(boot_bytes: int, total_bytes: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def confined(
-    argv: Sequence[str], *, namespace: Path, uid: int, groups: Sequence[int], lifetime_s: float
-) -> list[str]:
-    """The same command inside a network namespace, under a uid of its own, for a bounded time.
+LAUNCH = """\
+set -e
+trap '' XFSZ
+ulimit -c 0
+ulimit -f "$1"
+echo "$2" >/proc/self/oom_score_adj
+shift 2
+while [ "$1" != -- ]; do
+    echo 0 >"$1"
+    shift
+done
+shift
+read -r go
+exec "$@" </dev/null
+"""
+"""sh(1) enters its control groups, which takes the kernel some 15 ms, and waits for a line that
+says it may begin; it ends when there comes none. A file that grows too large is then a failed write
+and no signal."""
 
-    The watchdog (timeout(1)) is root's, so that QEMU cannot end it; nobody needs to be alive for
-    it to work. nsenter(1) and setpriv(1) replace themselves by what they start.
+SHELL_BLOCK = 512
+"""Bytes in a block of `ulimit -f` (POSIX)."""
+
+OOM_SCORE = 500
+"""When the machine's own memory runs out a runner goes before what runs beside it (proc(5))."""
+
+NICE = ("nice", "-n", "10", "ionice", "-c", "2", "-n", "7")
+"""The weaker fence, where there are no control groups to give a weight."""
+
+
+def confined(
+    argv: Sequence[str],
+    *,
+    namespace: Path,
+    uid: int,
+    groups: Sequence[int],
+    lifetime_s: float,
+    file_bytes: int,
+    cgroups: Sequence[Path],
+    nice: bool,
+) -> list[str]:
+    """The same command behind its fences; it begins when a line comes on standard input.
+
+    In its control groups (`cgroups`: the files to enter by), or nicer than others where there are
+    none for CPU; inside a network namespace, under a uid of its own, no file of it larger than
+    `file_bytes`, for a bounded time. The watchdog (timeout(1)) is root's, so that QEMU cannot end
+    it; nobody needs to be alive for it to work. All but it replace themselves by what they start.
     """
     supplementary = ["--groups", ",".join(str(g) for g in groups)] if groups else ["--clear-groups"]
     return [
+        *("sh", "-c", LAUNCH, "mayfly"),
+        *(str(file_bytes // SHELL_BLOCK), str(OOM_SCORE)),
+        *(*map(str, cgroups), "--"),
+        *(NICE if nice else ()),
         "nsenter",
         f"--net={namespace}",
         "timeout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ class Disk:
     kind: str
 
 
+@functools.cache
 def runner_disks(path: Path = PATH) -> dict[str, Disk]:
-    """The declared disks, by name.
+    """The declared disks, by name; read once.
 
     Raises `ConfigError` when the file is not there or breaks its contract, above all when a disk
     is declared persistent.

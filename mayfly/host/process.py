@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mayfly.errors import InfrastructureError
@@ -66,12 +66,68 @@ async def spawn(argv: Sequence[str], *, errors: Path, answers: Path) -> ProcessI
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     process = ProcessId.of(child.pid)
-    while not answers.exists():
-        if not process.alive():
-            lines = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
-            raise InfrastructureError(f"QEMU did not start: {lines[-1]}")
-        await asyncio.sleep(0.002)
+    await _answers(process, answers, lambda: errors.read_text(errors="replace"))
     return process
+
+
+async def _answers(process: ProcessId, path: Path, words: Callable[[], str]) -> None:
+    while not path.exists():
+        if not process.alive():
+            lines = words().strip().splitlines() or ["no message"]
+            raise InfrastructureError(f"QEMU did not start: {lines[-1][:300]}")
+        await asyncio.sleep(0.002)
+
+
+class Launch:
+    """A program that may outlive this one and begins when it is told to (`argv.confined`).
+
+    It leads a session and process group of its own. Its complaints go into a pipe that takes what
+    the pipe holds (64 KiB) and no more: a guest that can make QEMU complain fills no disk, and
+    stops neither QEMU nor this program.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """Raises `OSError` when it cannot be started."""
+        self._complaints, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            # Not asyncio's: its transport kills the child when this program ends.
+            child = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, start_new_session=True
+            )
+        except OSError:
+            os.close(self._complaints)
+            raise
+        finally:
+            os.close(theirs)
+        self._stdin = child.stdin
+        self.process = ProcessId.of(child.pid)
+
+    async def go(self, answers: Path) -> None:
+        """Let it begin, and wait until the file `answers` exists.
+
+        Raises `InfrastructureError` with its last complaint when it ends before that.
+        """
+        with contextlib.suppress(OSError):
+            if self._stdin is not None:
+                self._stdin.write(b"go\n")
+                self._stdin.close()
+        await _answers(self.process, answers, self.complaints)
+
+    def complaints(self) -> str:
+        """What it has said since the last time; at most what the pipe holds."""
+        try:
+            return os.read(self._complaints, 1 << 16).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Stop listening. A program that was never told to begin ends."""
+        with contextlib.suppress(OSError):
+            if self._stdin is not None:
+                self._stdin.close()
+        with contextlib.suppress(OSError):
+            os.close(self._complaints)
+            self._complaints = -1
 
 
 async def run(*argv: str, stdin: str = "") -> str:

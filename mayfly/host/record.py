@@ -6,13 +6,17 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mayfly.model import Runner
+from mayfly.model import Outcome, Runner
 from mayfly.pid import ProcessId
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a VM, on disk beside it."""
+    """What is known of a VM, on disk beside it.
+
+    `ready_at_s` and `ends_at_s`, when its watchdog ends it, are seconds since the machine started
+    (`deadline.boottime`); 0 before it is ready. `ended` is the outcome that the host gave it.
+    """
 
     name: str
     slot: int
@@ -22,10 +26,29 @@ class Record:
     ready: bool = False
     ssh_host_key: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
+    ready_at_s: float = 0.0
+    ends_at_s: float = 0.0
+    ended: Outcome | None = None
+    cpus: int = 1
+    memory_bytes: int = 0
 
     @property
-    def runner(self) -> Runner:
-        return Runner(self.name, self.size, self.ready, self.ssh_host_key, self.timings_s)
+    def alive(self) -> bool:
+        """Whether the VM is ready and its process runs."""
+        return self.ready and self.process is not None and self.process.alive()
+
+    def runner(self, now_s: float) -> Runner:
+        """The VM as others know it, at `now_s` seconds since the machine started."""
+        age_s = max(0.0, now_s - self.ready_at_s) if self.ready else 0.0
+        return Runner(
+            self.name,
+            self.size,
+            self.ready,
+            self.ssh_host_key,
+            self.timings_s,
+            age_s=age_s,
+            ended=self.ended,
+        )
 
 
 def write_record(directory: Path, record: Record) -> None:
@@ -40,7 +63,9 @@ def read_record(directory: Path) -> Record | None:
     try:
         data = json.loads((directory / "vm.json").read_text())
         process = ProcessId(**data.pop("process")) if data["process"] else data.pop("process")
-        record = Record(process=process, **data)
+        word = data.pop("ended", None)
+        ended = Outcome(word) if word else None
+        record = Record(process=process, ended=ended, **data)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return record if record.name == directory.name else None

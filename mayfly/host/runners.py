@@ -30,14 +30,16 @@ from mayfly.config import Config
 from mayfly.errors import InfrastructureError, NotFound, UsageError
 from mayfly.host import argv, network, scratch
 from mayfly.host.agent import agent
+from mayfly.host.cgroup import Groups, ceiling
 from mayfly.host.component import runner_disks
+from mayfly.host.deadline import LATE_S, boottime, guard
 from mayfly.host.fence import Surroundings
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import monitor
-from mayfly.host.process import end, end_named, exited, spawn
+from mayfly.host.process import Launch, end, end_named, exited
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.template import Template
-from mayfly.model import Runner, RunnerSpec
+from mayfly.model import MIB, Outcome, Runner, RunnerSpec
 from mayfly.pid import ProcessId
 
 log = structlog.get_logger("host")
@@ -48,11 +50,15 @@ SLOTS = 180
 list of reserved ranges (UIDS-GIDS.md) leaves unused."""
 
 START_S = 60
-"""How long making a runner may take. Its watchdog counts from QEMU's start, its budget from
-readiness: that much later the watchdog ends it, in case nobody else has."""
+"""How long making a runner may take. `timeout` counts from QEMU's start, a budget from readiness:
+that much later it ends what nobody has ended, above all a runner that never became ready."""
 
 DEADLINE_SLACK_S = 3
 """The guest counts from its identity, a moment before the lease is ready: it is not to be early."""
+
+DISK_SLACK_BYTES = 64 * MIB
+"""How much larger than its rung's disk a VM's file may become: qcow2's own tables take 10 bytes of
+64 KiB, and root's overlay is smaller than any rung."""
 
 TEMPLATE = "mayfly/template"
 """What QEMU is called while it boots a template (`argv.template`)."""
@@ -63,7 +69,7 @@ NAME = re.compile(r"[a-z0-9]{1,32}-[0-9]{1,3}")
 class Runners:
     """The VMs of this machine."""
 
-    def __init__(self, config: Config, machine: Machine) -> None:
+    def __init__(self, config: Config, machine: Machine, groups: Groups) -> None:
         self._config = config
         self._machine = machine
         self.fence = network.Fence(config)
@@ -71,10 +77,13 @@ class Runners:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making: dict[str, asyncio.Task[Record]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._launches: dict[str, Launch] = {}
+        self._groups = groups
 
     def list(self) -> tuple[Runner, ...]:
-        """Every VM, those under way too."""
-        return tuple(record.runner for record in self._records.values())
+        """Every VM, those under way and those that were ended but not destroyed too."""
+        now = boottime()
+        return tuple(record.runner(now) for record in self._records.values())
 
     @property
     def templates(self) -> frozenset[str]:
@@ -82,17 +91,25 @@ class Runners:
         return frozenset(record.template for record in self._records.values())
 
     async def adopt(self) -> None:
-        """Take over what an earlier host program left: ready VMs live on, the rest is unmade."""
+        """Take over what an earlier host program left: ready VMs live on, the rest is unmade.
+
+        Each that lives has one watchdog afterwards, the one it had or a new one.
+        """
         await end_named(TEMPLATE, self._config.state / "templates")
         for directory in sorted((self._config.state / "vms").glob("*")):
             record = read_record(directory)
             reason = _unfit(record)
-            if record and not reason:
+            if record and (record.ended or not reason):
                 self._records[record.name] = record
-                self._watch(record)
-                log.info("runner adopted", runner=record.name)
+                if record.alive:
+                    self._guard(record)
+                    self._watch(record)
+                    log.info("runner adopted", runner=record.name)
                 continue
             try:
+                if record and (ended := _over(record)):
+                    await self._conclude(record, ended)
+                    continue
                 await self._unmake(directory.name, record)
                 log.info("remains of a runner removed", runner=directory.name, reason=reason)
             except InfrastructureError as error:
@@ -110,8 +127,15 @@ class Runners:
             raise UsageError(f"{name!r} is not a runner's name")
         async with self._lock(name):
             if (there := self._records.get(name)) is not None:
-                return there.runner
-            self._records[name] = Record(name, self._free_slot(), spec.size.name, template.key)
+                return there.runner(boottime())
+            self._records[name] = Record(
+                name,
+                self._free_slot(),
+                spec.size.name,
+                template.key,
+                cpus=spec.size.cpus,
+                memory_bytes=spec.size.memory_bytes,
+            )
             making = asyncio.create_task(self._clone(self._records[name], spec, template))
             self._making[name] = making
             try:
@@ -128,8 +152,19 @@ class Runners:
             finally:
                 del self._making[name]
             self._keep(record)
+            self._guard(record)
             self._watch(record)
-            return record.runner
+            return record.runner(boottime())
+
+    def _guard(self, record: Record) -> None:
+        """See that the runner has its watchdog and its last ceiling. Neither stops a build."""
+        try:
+            if record.process is not None and record.ends_at_s:
+                directory = self._directory(record.name)
+                guard(record.process, record.ends_at_s, directory, self._groups.watchdogs)
+            self._groups.hold(record.name, ceiling(record.cpus, record.memory_bytes))
+        except (OSError, InfrastructureError) as error:
+            log.error("runner without its watchdog", runner=record.name, error=str(error))
 
     async def _undo(self, runner: str) -> None:
         """Unmake what `create` has made. The record, and with it the slot, goes last."""
@@ -219,6 +254,9 @@ class Runners:
         await self.fence.follow(around)
 
         with phase("prepare"):
+            launch = self._launch(record.name, spec, template, own, link, uid)
+            record = replace(record, process=launch.process)
+            self._keep(record)
             disks, _ = await asyncio.gather(
                 self._disks(template, own),
                 network.make_namespace(self._config, link, around),
@@ -227,9 +265,7 @@ class Runners:
                 os.chown(path, uid, uid)
 
         with phase("qemu"):
-            process = await self._start(spec, template, own, disks, link, uid)
-            record = replace(record, process=process)
-            self._keep(record)
+            await launch.go(own / "qmp.sock")
             async with monitor(own / "qmp.sock") as qemu:
                 with phase("restore"):
                     await qemu.load(template.state)
@@ -243,7 +279,15 @@ class Runners:
                         answer = await guest.call("identity", identity, timeout_s=START_S)
         log.info("runner ready", runner=record.name, size=str(spec.size), phases=phase.seconds)
         timings = {**phase.seconds, **_guest_timings(answer)}
-        return replace(record, ready=True, ssh_host_key=public, timings_s=timings)
+        now = boottime()
+        return replace(
+            record,
+            ready=True,
+            ready_at_s=now,
+            ends_at_s=now + spec.budget_s + LATE_S,
+            ssh_host_key=public,
+            timings_s=timings,
+        )
 
     async def _disks(self, template: Template, directory: Path) -> argv.Disks:
         """One overlay for each disk of the component; all of them go with the directory."""
@@ -252,23 +296,22 @@ class Runners:
             "overlay": (frozen.root, frozen.root_format),
             "scratch": (frozen.scratch, frozen.scratch_format),
         }
-        made: dict[str, Path] = {}
-        for disk in runner_disks().values():
-            made[disk.kind] = directory / f"{disk.label}.qcow2"
+        made = _disk_paths(directory)
         await asyncio.gather(
             *(scratch.overlay(path, *backing[kind]) for kind, path in made.items())
         )
-        return argv.Disks(made["overlay"], "qcow2", made["scratch"], "qcow2")
+        return _overlays(directory)
 
-    async def _start(
+    def _launch(
         self,
+        name: str,
         spec: RunnerSpec,
         template: Template,
         directory: Path,
-        disks: argv.Disks,
         link: network.Link,
         uid: int,
-    ) -> ProcessId:
+    ) -> Launch:
+        """Start what becomes QEMU, so that it is in its control groups by the time it is needed."""
         kvm = template.shape.hardware.accelerator == "kvm"
         command = argv.confined(
             argv.clone(
@@ -276,7 +319,7 @@ class Runners:
                 template.shape.hardware,
                 spec.runner,
                 ram=template.ram,
-                disks=disks,
+                disks=_overlays(directory),
                 boot=template.boot,
                 directory=directory,
                 ssh_port=network.SSH_PORT,
@@ -284,9 +327,13 @@ class Runners:
             namespace=link.path,
             uid=uid,
             groups=[DEVICE.stat().st_gid] if kvm else [],
-            lifetime_s=spec.budget_s + START_S,
+            lifetime_s=spec.budget_s + START_S + LATE_S,
+            file_bytes=spec.size.disk_bytes + DISK_SLACK_BYTES,
+            cgroups=self._groups.make(name, ceiling(spec.size.cpus, spec.size.memory_bytes)),
+            nice="cpu" in self._groups.tree.missing,
         )
-        return await spawn(command, errors=directory / "qemu.log", answers=directory / "qmp.sock")
+        self._launches[name] = Launch(command)
+        return self._launches[name]
 
     def _identity(self, spec: RunnerSpec, around: Surroundings) -> tuple[dict[str, Any], str]:
         """What makes a clone somebody, and the public half of its SSH host key."""
@@ -308,18 +355,46 @@ class Runners:
     def _watch(self, record: Record) -> None:
         async def watch(process: ProcessId) -> None:
             await exited(process)
-            log.info("runner's QEMU has ended", runner=record.name)
+            launch = self._launches.get(record.name)
+            words = launch.complaints().strip().splitlines()[-1:] if launch else []
+            ended = _over(record)
+            log.info("runner's QEMU has ended", runner=record.name, why=ended, words=words)
             self._watches.pop(record.name, None)
-            await self.destroy(record.name)
+            if ended is None:
+                await self.destroy(record.name)
+            else:
+                await self.conclude(record.name, ended)
 
         if record.process is not None:
             self._watches[record.name] = asyncio.create_task(watch(record.process))
 
+    async def conclude(self, runner: str, outcome: Outcome) -> None:
+        """End a runner for a reason that its lease is to have for its outcome.
+
+        All of it goes but its record, which is listed until the runner is destroyed. Silently when
+        there is no such runner, or it is being made. Raises `InfrastructureError`.
+        """
+        async with self._lock(runner):
+            record = self._records.get(runner)
+            if record is not None and record.ready:
+                if (watch := self._watches.pop(runner, None)) is not None:
+                    watch.cancel()
+                await self._conclude(record, outcome)
+
+    async def _conclude(self, record: Record, outcome: Outcome) -> None:
+        await self._unmake(record.name, record)
+        self._directory(record.name).mkdir(exist_ok=True)
+        self._keep(replace(record, ready=False, process=None, ended=outcome))
+        log.info("runner ended", runner=record.name, outcome=outcome)
+
     async def _unmake(self, runner: str, record: Record | None) -> None:
-        """Remove whatever exists of a runner: its process, namespace and directory."""
+        """Remove whatever exists of a runner: its processes, groups, namespace and directory."""
         if record is not None and record.process is not None:
             await end(record.process)
         await end_named(f"mayfly/{runner}", self._directory(runner))
+        await self._groups.remove(runner)
+        if (launch := self._launches.pop(runner, None)) is not None:
+            launch.close()
         if record is not None:
             await network.remove_namespace(network.link(self._config, record.slot).namespace)
         await asyncio.to_thread(shutil.rmtree, self._directory(runner), ignore_errors=True)
@@ -334,6 +409,22 @@ def _unfit(record: Record | None) -> str:
     if not record.ready or record.process is None:
         return "it was being made when the host program ended"
     return "" if record.process.alive() else "its QEMU has ended"
+
+
+def _over(record: Record) -> Outcome | None:
+    """Why a runner whose QEMU has ended by itself did, as far as its record tells."""
+    over = record.ready and record.ends_at_s and boottime() >= record.ends_at_s - LATE_S
+    return Outcome.BUDGET_EXCEEDED if over else None
+
+
+def _disk_paths(directory: Path) -> dict[str, Path]:
+    """Where a VM's disks are, by the component's kinds of disk."""
+    return {disk.kind: directory / f"{disk.label}.qcow2" for disk in runner_disks().values()}
+
+
+def _overlays(directory: Path) -> argv.Disks:
+    made = _disk_paths(directory)
+    return argv.Disks(made["overlay"], "qcow2", made["scratch"], "qcow2")
 
 
 def _cancelled() -> bool:
@@ -393,4 +484,5 @@ async def teardown(config: Config) -> None:
             await end(record.process)
         await end_named(f"mayfly/{directory.name}", directory)
         shutil.rmtree(directory, ignore_errors=True)
+    await Groups.there(network.tag(config)).close()
     await network.close_machine(config)

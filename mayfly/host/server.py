@@ -20,7 +20,8 @@ import structlog
 from mayfly import golden
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError, UsageError
-from mayfly.host import machine, template
+from mayfly.host import cgroup, machine, template
+from mayfly.host.cgroup import Groups
 from mayfly.host.machine import Machine
 from mayfly.host.runners import Runners
 from mayfly.vm.protocol import (
@@ -48,7 +49,8 @@ class Host:
     def __init__(self, config: Config, found: Machine) -> None:
         self._config = config
         self._machine = found
-        self._runners = Runners(config, found)
+        self._groups = Groups.open(network.tag(config), config.pool.cpu_weight)
+        self._runners = Runners(config, found, self._groups)
         self._making = asyncio.Lock()
         self._waiting: list[Progress] = []
         self.control: Mapping[str, Operation] = {
@@ -66,6 +68,8 @@ class Host:
 
     async def start(self) -> None:
         """Open the machine's network and take over the VMs that live."""
+        if self._groups.tree.missing:
+            log.warning("runners are fenced in less", reason=cgroup.words(self._groups.tree))
         await self._runners.fence.open()
         await self._runners.adopt()
 

@@ -91,6 +91,10 @@ class Facts:
             return None
         return runner in self.seen
 
+    def ended(self, runner: str) -> Outcome | None:
+        """The outcome that the provider gave the runner when it ended it, if it did."""
+        return self.seen[runner].ended if self.seen and self.has(runner) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:
@@ -222,8 +226,20 @@ def over_budget(lease: Lease, now: datetime, slack_s: float = 0) -> End | None:
     """The end of a lease whose deadline is at most `slack_s` seconds away, or past."""
     if lease.deadline is None or now < lease.deadline - timedelta(seconds=slack_s):
         return None
-    budget = f"the time budget of {_minutes(lease.budget_s)} is used up"
-    return End(lease, Outcome.BUDGET_EXCEEDED, budget)
+    return End(lease, Outcome.BUDGET_EXCEEDED, _used_up(lease))
+
+
+def _used_up(lease: Lease) -> str:
+    return f"the time budget of {_minutes(lease.budget_s)} is used up"
+
+
+def _ended_by_provider(lease: Lease, outcome: Outcome) -> End:
+    """The end of a lease whose runner the provider ended, in words."""
+    reasons = {
+        Outcome.BUDGET_EXCEEDED: _used_up(lease),
+        Outcome.DISK_FULL: "the disk of the machine that runs the builds is full",
+    }
+    return End(lease, outcome, reasons.get(outcome, "the provider ended the runner"))
 
 
 def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
@@ -236,6 +252,8 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
         return End(lease, Outcome.INTERNAL, f"the lease was found running in state {state}")
     if over := over_budget(lease, now, WATCHDOG_SLACK_S if rule is Rule.LOST else 0):
         return over
+    if rule is Rule.WATCH and (ended := facts.ended(lease.runner)):
+        return _ended_by_provider(lease, ended)
     if rule is Rule.LOST:
         return End(lease, Outcome.RUNNER_LOST, f"the runner {lease.runner} died")
     # After a restart of ours or the edge's nobody was heard for a while: the grace begins anew.

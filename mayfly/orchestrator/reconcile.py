@@ -208,6 +208,7 @@ class Reconciler:
 
         try:
             runner = await self._patiently(lease, make, "waiting for the host", until)
+            made_at = self._clock()
             await self._patiently(lease, attach, "waiting for the edge", until)
         except MayflyError as error:
             self._metrics.called("create", error.code)
@@ -218,8 +219,9 @@ class Reconciler:
             self._end(lease.id, Outcome.INTERNAL, f"making the runner failed: {error!r}")
         else:
             self._metrics.called("create", "ok")
+            ready_at = made_at - timedelta(seconds=runner.age_s)
             now = self._clock()
-            self._ledger.change(lease.id, lambda row: states.ready(row, runner, now))
+            self._ledger.change(lease.id, lambda row: states.ready(row, runner, ready_at, now))
 
     async def _prepare(self, lease_id: str = "") -> None:
         """Wait for the provider's preparation, one for all who wait for it."""

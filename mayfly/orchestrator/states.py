@@ -64,8 +64,12 @@ def admitted(lease: Lease, now: datetime) -> Lease:
     )
 
 
-def ready(lease: Lease, runner: Runner, now: datetime) -> Lease:
-    """The runner answers and the edge knows it: the time budget starts now."""
+def ready(lease: Lease, runner: Runner, ready_at: datetime, now: datetime) -> Lease:
+    """The runner answers and, `now`, the edge knows it.
+
+    The time budget counts from `ready_at`, when the runner itself was ready: its provider counts
+    from there too, so that neither ends it before the other.
+    """
     if not is_running(lease) or lease.runner != runner.name or lease.ready_at is not None:
         return lease
     asked = (now - lease.created_at).total_seconds()
@@ -74,8 +78,8 @@ def ready(lease: Lease, runner: Runner, now: datetime) -> Lease:
         lease,
         observed=Observed.READY,
         operation=Operation.NONE,
-        ready_at=now,
-        deadline=now + timedelta(seconds=lease.budget_s),
+        ready_at=ready_at,
+        deadline=ready_at + timedelta(seconds=lease.budget_s),
         ssh_host_key=runner.ssh_host_key,
         timings_s={**runner.timings_s, **lease.timings_s, "ready": took},
     )

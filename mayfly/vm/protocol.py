@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mayfly.errors import InfrastructureError, MayflyError, from_code
-from mayfly.model import Runner, RunnerSpec, Size
+from mayfly.model import Outcome, Runner, RunnerSpec, Size
 
 MAX_LINE = 64 * 1024
 
@@ -68,6 +68,8 @@ def runner_to_json(runner: Runner) -> Message:
         "ready": runner.ready,
         "ssh_host_key": runner.ssh_host_key,
         "timings_s": dict(runner.timings_s),
+        "age_s": runner.age_s,
+        "ended": runner.ended,
     }
 
 
@@ -78,6 +80,8 @@ def runner_from_json(data: Mapping[str, Any]) -> Runner:
         ready=bool(data["ready"]),
         ssh_host_key=str(data["ssh_host_key"]),
         timings_s={str(k): float(v) for k, v in data["timings_s"].items()},
+        age_s=float(data["age_s"]),
+        ended=Outcome(data["ended"]) if data["ended"] else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,12 +82,35 @@ def test_dimms_add_up_and_each_can_be_described_by_what_is_there(boot: int, more
     assert len(sizes) <= argv.DIMM_SLOTS
 
 
+def confined(**more: Any) -> list[str]:
+    fences: dict[str, Any] = {
+        "namespace": Path("/run/netns/x"),
+        "uid": 61000,
+        "groups": [],
+        "lifetime_s": 90,
+        "file_bytes": GIB,
+        "cgroups": [Path("/cg/a"), Path("/cg/b")],
+        "nice": False,
+    }
+    return argv.confined(["qemu", "-S"], **{**fences, **more})
+
+
 def test_a_confined_command_is_ended_by_root_and_run_by_the_vms_uid() -> None:
-    command = argv.confined(
-        ["qemu", "-S"], namespace=Path("/run/netns/x"), uid=61000, groups=[], lifetime_s=90
-    )
+    command = confined()
     assert command.index("timeout") < command.index("setpriv") < command.index("qemu")
-    assert command[:2] == ["nsenter", "--net=/run/netns/x"]
+    assert command[command.index("nsenter") + 1] == "--net=/run/netns/x"
     assert "90.0s" in command
     assert "--reuid=61000" in command
     assert "--clear-groups" in command
+
+
+def test_a_confined_command_is_in_its_groups_before_anything_else() -> None:
+    command = confined()
+    assert command[3:9] == ["mayfly", str(GIB // 512), "500", "/cg/a", "/cg/b", "--"]
+    assert command[9] == "nsenter"
+    without = confined(cgroups=[], nice=True)
+    assert without[6:10] == ["--", "nice", "-n", "10"]
+
+
+def test_translated_code_has_a_bound() -> None:
+    assert WOKEN[WOKEN.index("-accel") + 1] == "tcg,thread=multi,tb-size=256"

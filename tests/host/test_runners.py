@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ import structlog
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, NotFound, UsageError
 from mayfly.host import runners as module
+from mayfly.host.cgroup import Groups, Tree
 from mayfly.host.machine import Machine
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.runners import Runners
 from mayfly.host.template import Template
-from mayfly.model import GIB, RunnerSpec, Size
+from mayfly.model import GIB, Outcome, RunnerSpec, Size
 from mayfly.pid import ProcessId
+from tests.host.waiting import until
 
 MACHINE = Machine((10, 0, 2), "tcg", "test", 2, 24 * GIB, "a cpu")
 TEMPLATE: Any = type("T", (), {"key": "k"})()
@@ -37,9 +40,10 @@ class Here(Runners):
     """Runners whose making and unmaking are `makes` and `unmakes`."""
 
     def __init__(self, state: Path) -> None:
-        super().__init__(Config(state=state), MACHINE)
+        super().__init__(Config(state=state), MACHINE, Groups("test", Tree({})))
         self.makes: Callable[[Record], Awaitable[None]] = self._nothing
         self.unmakes: Callable[[str], Awaitable[None]] = self._nothing
+        self.process = ProcessId.of(os.getpid())
 
     async def _nothing(self, _: object) -> None:
         """No work."""
@@ -47,13 +51,11 @@ class Here(Runners):
     async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
         self._directory(record.name).mkdir(parents=True)
         await self.makes(record)
-        return replace(record, ready=True, process=ProcessId.of(os.getpid()))
+        return replace(record, ready=True, process=self.process)
 
     async def _unmake(self, runner: str, record: Record | None) -> None:
         await self.unmakes(runner)
-        for path in self._directory(runner).glob("*"):
-            path.unlink()
-        self._directory(runner).rmdir()
+        shutil.rmtree(self._directory(runner), ignore_errors=True)
 
     def slot(self, runner: str) -> int:
         return self._records[runner].slot
@@ -178,3 +180,47 @@ def test_a_record_that_is_none(tmp_path: Path, text: str) -> None:
 def test_a_record_of_another_vm_is_none(tmp_path: Path) -> None:
     write_record(tmp_path, Record("other-1", 0, "t1", "k"))
     assert read_record(tmp_path) is None
+
+
+async def test_a_vm_that_was_ended_at_its_time_is_listed_with_its_reason(
+    here: Here, tmp_path: Path
+) -> None:
+    gone = replace(ProcessId.of(os.getpid()), start_time=1)
+    record = Record("over-1", 0, "t1", "k", gone, ready=True, ready_at_s=1, ends_at_s=2)
+    (tmp_path / "vms/over-1").mkdir(parents=True)
+    write_record(tmp_path / "vms/over-1", record)
+    await here.adopt()
+    (runner,) = here.list()
+    assert (runner.ended, runner.ready) == (Outcome.BUDGET_EXCEEDED, False)
+    with pytest.raises(NotFound):
+        await here.dial("over-1")
+
+    after = Here(tmp_path)
+    await after.adopt()
+    assert [runner.ended for runner in after.list()] == [Outcome.BUDGET_EXCEEDED]
+    await after.destroy("over-1")
+    assert after.list() == ()
+    assert not (tmp_path / "vms/over-1").exists()
+
+
+async def test_a_vm_that_dies_before_its_time_is_not_listed_any_more(here: Here) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    here.process = ProcessId.of(child.pid)
+    await here.create(spec("a-1"), TEMPLATE)
+    child.kill()
+    await until(lambda: not here.list())
+    await here.conclude("a-1", Outcome.DISK_FULL)
+    assert here.list() == ()
+
+
+async def test_what_the_host_ends_is_listed_until_it_is_destroyed(here: Here) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    here.process = ProcessId.of(child.pid)
+    await here.create(spec("a-1"), TEMPLATE)
+    await here.conclude("a-1", Outcome.DISK_FULL)
+    child.kill()
+    await child.wait()
+    await asyncio.sleep(0.1)
+    assert [(r.ended, r.ready) for r in here.list()] == [(Outcome.DISK_FULL, False)]
+    await here.destroy("a-1")
+    assert here.list() == ()

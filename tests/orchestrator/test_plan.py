@@ -330,3 +330,20 @@ def test_the_first_outcome_wins_and_stays(triple: Any, steps: list[str]) -> None
             won = row.outcome
         assert row.outcome is won
         assert (row.outcome is None) == states.is_running(row)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.BUDGET_EXCEEDED, Outcome.DISK_FULL])
+def test_a_runner_that_its_provider_ended_has_the_providers_outcome(outcome: Outcome) -> None:
+    runners = {"aaaa-1": replace(seen("aaaa-1")["aaaa-1"], ready=False, ended=outcome)}
+    (action,) = plan([ready()], at(seen=runners), LIMITS)
+    assert isinstance(action, End)
+    assert action.outcome is outcome
+    assert action.reason
+    over = replace(ready(), desired=END, outcome=outcome, ended_at=NOW)
+    (destroy,) = plan([over], at(seen=runners), LIMITS)
+    assert isinstance(destroy, Destroy)
+
+
+def test_a_list_from_before_says_nothing_of_a_runners_end() -> None:
+    runners = {"aaaa-1": replace(seen("aaaa-1")["aaaa-1"], ended=Outcome.DISK_FULL)}
+    assert plan([ready()], at(seen=runners, stale=frozenset({"aaaa-1"})), LIMITS) == ()
