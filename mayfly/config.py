@@ -111,6 +111,17 @@ class Pool(_Section):
         0, ge=0, description="GiB of memory for runners; 0: the machine's less `reserve_gb`."
     )
     reserve_gb: int = Field(2, ge=0, description="GiB of memory that are left to everything else.")
+    disk_gb: int = Field(
+        0,
+        ge=0,
+        description="GiB of disk for runners; 0: what is free where the state is, less "
+        "`disk_reserve_gb`.",
+    )
+    disk_reserve_gb: int = Field(
+        10,
+        ge=0,
+        description="GiB of disk that are left to templates, golden images and the bucket.",
+    )
     cpu_overcommit: float = Field(
         2.0, ge=1, le=16, description="vCPUs for each core; a rung with more is refused."
     )

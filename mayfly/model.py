@@ -156,7 +156,8 @@ class Runner:
 
     `ssh_host_key` is an OpenSSH public key line; it is empty while the runner is not ready. `age_s`
     is for how long it has been ready, by the provider's own steady clock. `ended` is set when the
-    provider has ended the VM itself and says why; nothing is left of it then.
+    provider has ended the VM itself and says why; nothing is left of it then. `disk_used_bytes` is
+    what its disks take where they are.
     """
 
     name: str
@@ -166,3 +167,4 @@ class Runner:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     age_s: float = field(default=0.0, compare=False)
     ended: Outcome | None = None
+    disk_used_bytes: int = field(default=0, compare=False)

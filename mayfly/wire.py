@@ -136,6 +136,8 @@ class PoolJson(TypedDict):
     memory_used_bytes: int
     cpus: int
     cpus_used: int
+    disk_bytes: int
+    disk_used_bytes: int
     queued: int
     limits: LimitsJson
 

@@ -9,12 +9,12 @@ import pytest
 
 from mayfly.config import Config
 from mayfly.errors import MachineUnfit, MayflyError, TooBig, UsageError
-from mayfly.ladder import Room, choose, physical, room
+from mayfly.ladder import Room, choose, free_disk_bytes, physical, room
 from mayfly.model import GIB
 
 
-def on(memory_gib: int, cores: int, **pool: Any) -> Room:
-    return room(Config.model_validate({"pool": pool}), memory_gib * GIB, cores)
+def on(memory_gib: int, cores: int, disk_gib: int = 1024, **pool: Any) -> Room:
+    return room(Config.model_validate({"pool": pool}), memory_gib * GIB, cores, disk_gib * GIB)
 
 
 def test_the_pool_is_the_machine_less_the_reserve() -> None:
@@ -34,6 +34,10 @@ def test_the_pool_is_the_machine_less_the_reserve() -> None:
         (on(24, 8), "large", "large"),
         (on(8, 64), "medium", TooBig),  # 8 GiB of 6
         (on(24, 2), "nope", UsageError),
+        (on(24, 8, 90), "large", TooBig),  # 80 GiB and root's own disk of 80
+        (on(24, 8, 91, disk_reserve_gb=5), "large", "large"),
+        (on(24, 8, 40, disk_gb=81), "large", "large"),
+        (on(24, 8, 20), "", MachineUnfit),
         (on(4, 2), "", MachineUnfit),
         (on(4, 2), "small", MachineUnfit),
         (on(4, 2), "nope", UsageError),
@@ -51,12 +55,13 @@ def test_sizes(room: Room, name: str, expected: str | type[MayflyError]) -> None
 def test_the_messages_say_what_there_is() -> None:
     with pytest.raises(UsageError, match="choose one of small, medium, large, xlarge"):
         choose("nope", on(24, 2))
-    with pytest.raises(TooBig, match=r"22\.0 GiB memory and 4 vCPU.*largest that fits is medium"):
+    with pytest.raises(TooBig, match=r"22\.0 GiB memory, 4 vCPU and 1014 GiB disk.*is medium"):
         choose("xlarge", on(24, 2))
 
 
-def test_this_machine_has_memory_and_cores() -> None:
-    memory, cores = physical()
+def test_this_machine_has_memory_cores_and_a_disk(tmp_path: Path) -> None:
+    memory, cores, disk = physical(tmp_path / "not" / "yet")
+    assert disk >= free_disk_bytes(tmp_path / "not") > 0
     said = Path("/proc/meminfo").read_text().split()[1]
     assert memory == int(said) * 1024
     assert cores >= 1

@@ -72,6 +72,7 @@ def status(as_json: AsJson = False) -> None:
     print(
         f"pool          {pool['memory_used_bytes'] / gib:.1f} of "
         f"{pool['memory_bytes'] / gib:.1f} GiB, {pool['cpus_used']} of {pool['cpus']} vCPUs, "
+        f"{pool['disk_used_bytes'] / gib:.0f} of {pool['disk_bytes'] / gib:.0f} GiB disk, "
         f"{pool['queued']} waiting"
     )
     sizes = ", ".join(size["name"] for size in pool["limits"]["sizes"])

@@ -30,7 +30,8 @@ the process with (0x10 << 1) | 1 = 33 when, and only when, the guest has execute
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the probes found. `memory_bytes` is the physical memory."""
+    """What the probes found. `memory_bytes` is the physical memory, `disk_bytes` the size of the
+    file system with the state."""
 
     qemu_version: tuple[int, int, int]
     accelerator: str
@@ -38,6 +39,7 @@ class Machine:
     cores: int
     memory_bytes: int
     cpu: str
+    disk_bytes: int
 
     @property
     def qemu(self) -> str:
@@ -51,7 +53,7 @@ async def inspect(config: Config) -> Machine:
     """
     version = await qemu_version(config.vm.qemu)
     accelerator, reason = await _accelerator(config, version)
-    memory, cores = ladder.physical()
+    memory, cores, disk = ladder.physical(config.state)
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     return Machine(
         qemu_version=version,
@@ -60,6 +62,7 @@ async def inspect(config: Config) -> Machine:
         cores=cores,
         memory_bytes=memory,
         cpu=cpu[1] if cpu else "unknown",
+        disk_bytes=disk,
     )
 
 
@@ -148,7 +151,7 @@ async def probe_kvm(program: str, directory: Path, timeout_s: float = 10) -> tup
 
 def room(config: Config, machine: Machine) -> Room:
     """What runners may use together here, and the sizes that fit."""
-    return ladder.room(config, machine.memory_bytes, machine.cores)
+    return ladder.room(config, machine.memory_bytes, machine.cores, machine.disk_bytes)
 
 
 def hardware(config: Config, machine: Machine) -> Hardware:

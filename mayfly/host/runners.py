@@ -83,7 +83,19 @@ class Runners:
     def list(self) -> tuple[Runner, ...]:
         """Every VM, those under way and those that were ended but not destroyed too."""
         now = boottime()
-        return tuple(record.runner(now) for record in self._records.values())
+        return tuple(
+            replace(record.runner(now), disk_used_bytes=self._disk_used_bytes(record.name))
+            for record in self._records.values()
+        )
+
+    def _disk_used_bytes(self, runner: str) -> int:
+        """What the VM's own disks take. QEMU cannot put other files or links in their place: its
+        folder is its uid's, so names in it are looked at and not followed."""
+        used = 0
+        for path in _disk_paths(self._directory(runner) / "qemu").values():
+            with contextlib.suppress(OSError):
+                used += path.lstat().st_blocks * 512
+        return used
 
     @property
     def templates(self) -> frozenset[str]:
@@ -266,6 +278,9 @@ class Runners:
 
         with phase("qemu"):
             await launch.go(own / "qmp.sock")
+            # It has what it needs: whoever breaks out into QEMU makes no more files here.
+            os.chown(own, 0, uid)
+            own.chmod(0o710)
             async with monitor(own / "qmp.sock") as qemu:
                 with phase("restore"):
                     await qemu.load(template.state)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +22,7 @@ import uvicorn
 from mayfly import vm
 from mayfly.config import Config, load
 from mayfly.errors import Conflict, InfrastructureError, MayflyError
-from mayfly.ladder import physical
+from mayfly.ladder import free_disk_bytes, physical
 from mayfly.orchestrator import trust
 from mayfly.orchestrator.api import create_app
 from mayfly.orchestrator.edge import EdgeClient
@@ -67,9 +68,11 @@ async def serve(config: Config, provider: Provider) -> None:
         stack.enter_context(_only_one(home / "lock"))
         store = stack.enter_context(closing(LeaseStore(home / "leases.sqlite")))
         edge = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
-        metrics, room = Metrics(), limits(config, *physical())
+        metrics, room = Metrics(), limits(config, *physical(config.state))
         ledger = Ledger(store, Hub(), metrics)
-        reconciler = Reconciler(ledger, provider, edge, room, metrics, now)
+        local = provider.golden and not config.pool.disk_gb
+        disk_free = partial(free_disk_bytes, config.state) if local else None
+        reconciler = Reconciler(ledger, provider, edge, room, metrics, now, disk_free)
         service = Service(
             config,
             room,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mayfly.config import Config
 from mayfly.ladder import Room, room
+from mayfly.model import GIB
 
 CREATE_TIMEOUT_S = 1800.0
 """Seconds a runner may take to be made; the first one waits for the template."""
@@ -18,15 +19,18 @@ class Limits(Room):
     queue_timeout_s: float
     grace_s: float
     create_timeout_s: float = CREATE_TIMEOUT_S
+    disk_reserve_bytes: int = 0
 
 
-def limits(config: Config, machine_memory_bytes: int, cores: int) -> Limits:
-    """The limits of a machine with that memory and that many cores."""
-    there = room(config, machine_memory_bytes, cores)
+def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: int) -> Limits:
+    """The limits of a machine with that memory, that many cores and that size of file system."""
+    there = room(config, machine_memory_bytes, cores, disk_bytes)
     return Limits(
         memory_bytes=there.memory_bytes,
         cpus=there.cpus,
+        disk_bytes=there.disk_bytes,
         sizes=there.sizes,
         queue_timeout_s=config.pool.queue_timeout_s,
         grace_s=config.lease.grace_s,
+        disk_reserve_bytes=config.pool.disk_reserve_gb * GIB,
     )

@@ -7,11 +7,12 @@ what cannot be done yet is simply not in the answer, and comes with a later one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
-from mayfly.model import Desired, Lease, Observed, Operation, Outcome, Runner
+from mayfly.ladder import Share, share
+from mayfly.model import GIB, Desired, Lease, Observed, Operation, Outcome, Runner
 from mayfly.orchestrator import states
 from mayfly.orchestrator.limits import Limits
 
@@ -74,7 +75,8 @@ class Facts:
     `seen` is the provider's latest list, by name; None while it has not answered. It says
     nothing about the runners in `stale`: a create or destroy of theirs is under way, or returned
     after that list was asked for. `creating` and `destroying` have such a call under way;
-    `destroyed` had a destroy that returned without an error, in this process.
+    `destroyed` had a destroy that returned without an error, in this process. `disk_free_bytes` is
+    what can still be written where runners' disks are; None where that does not limit them.
     """
 
     now: datetime
@@ -84,6 +86,7 @@ class Facts:
     creating: frozenset[str] = frozenset()
     destroying: frozenset[str] = frozenset()
     destroyed: frozenset[str] = frozenset()
+    disk_free_bytes: int | None = None
 
     def has(self, runner: str) -> bool | None:
         """Whether the provider has the runner; None when that is not known."""
@@ -152,7 +155,7 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
     for ever by small ones.
     """
     actions: list[Action] = []
-    memory, cpus = used(leases, facts, limits)
+    taken, there = used(leases, facts, limits), available(facts, limits)
     waiting = False
     for lease in leases:
         ending = _ending(lease, facts, limits)
@@ -161,12 +164,13 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
             continue
         rule = rule_of(lease)
         if rule is Rule.QUEUE:
-            memory_with, cpus_with = memory + lease.size.memory_bytes, cpus + lease.size.cpus
-            if waiting or memory_with > limits.memory_bytes or cpus_with > limits.cpus:
-                waiting = True
-            else:
-                memory, cpus = memory_with, cpus_with
+            if not waiting and (taken + share(lease.size)).within(there):
+                taken += share(lease.size)
                 actions.append(Admit(lease))
+            elif not waiting and taken == Share() and _disk_is_gone(lease, there, facts):
+                actions.append(_never(lease, there))
+            else:
+                waiting = True
         elif rule is Rule.CREATE and lease.runner not in facts.creating:
             actions.append(Create(lease))
         elif rule is Rule.WATCH and facts.has(lease.runner) is False:
@@ -186,15 +190,42 @@ def rule_of(lease: Lease) -> Rule:
     return TABLE[lease.desired, lease.observed, lease.operation]
 
 
-def used(leases: Iterable[Lease], facts: Facts, limits: Limits) -> tuple[int, int]:
-    """Memory in bytes and vCPUs that runners have: those of leases, and strangers until gone."""
+def available(facts: Facts, limits: Limits) -> Share:
+    """What all runners together may use now.
+
+    The disk that they have is what is free, but for the reserve, and what they have written.
+    """
+    if facts.disk_free_bytes is None:
+        return limits.share
+    written = sum(runner.disk_used_bytes for runner in (facts.seen or {}).values())
+    disk = facts.disk_free_bytes + written - limits.disk_reserve_bytes
+    return replace(limits.share, disk_bytes=max(0, min(limits.disk_bytes, disk)))
+
+
+def _disk_is_gone(lease: Lease, there: Share, facts: Facts) -> bool:
+    """Whether an empty pool has too little disk for a lease: nobody will go who gives some back."""
+    return facts.seen is not None and share(lease.size).disk_bytes > there.disk_bytes
+
+
+def _never(lease: Lease, there: Share) -> End:
+    """The end of a lease that an empty pool has no room for."""
+    needs, has = (n / GIB for n in (share(lease.size).disk_bytes, there.disk_bytes))
+    reason = (
+        f"size {lease.size.name} needs {needs:.1f} GiB of disk and this machine has {has:.1f} GiB "
+        "left for runners; make room, or see pool.disk_gb"
+    )
+    return End(lease, Outcome.MACHINE_UNFIT, reason)
+
+
+def used(leases: Iterable[Lease], facts: Facts, limits: Limits) -> Share:
+    """What runners may come to use: those of leases, and strangers until they have gone."""
     leases = tuple(leases)
     ladder = {size.name: size for size in limits.sizes}
     sizes = [lease.size for lease in leases if states.holds_room(lease)]
     for name in strangers(leases, facts):
         size = ladder.get(facts.seen[name].size) if facts.seen else None
         sizes += [size] if size else []
-    return sum(size.memory_bytes for size in sizes), sum(size.cpus for size in sizes)
+    return sum((share(size) for size in sizes), Share())
 
 
 def queue(leases: Iterable[Lease]) -> dict[str, int]:

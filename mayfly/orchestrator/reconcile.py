@@ -49,13 +49,16 @@ class Reconciler:
         limits: Limits,
         metrics: Metrics,
         clock: Callable[[], datetime],
+        disk_free: Callable[[], int] | None = None,
     ) -> None:
+        """`disk_free` tells the bytes that are left where runners' disks are, if they are here."""
         self._ledger = ledger
         self._provider = provider
         self._edge = edge
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
+        self._disk_free = disk_free
         self._heard_since: datetime | None = clock()  # None: the edge is away
         self._look_now = asyncio.Event()
         self._mend_now = asyncio.Event()
@@ -106,6 +109,7 @@ class Reconciler:
             creating=frozenset(self._creating),
             destroying=frozenset(self._destroying),
             destroyed=frozenset(self._destroyed),
+            disk_free_bytes=self._disk_free() if self._disk_free else None,
         )
 
     async def _look(self) -> None:

@@ -108,14 +108,16 @@ def status(
     accelerator: str,
     golden: GoldenJson | None,
 ) -> StatusJson:
-    memory, cpus = plan.used(leases, facts, limits)
+    used = plan.used(leases, facts, limits)
     line = plan.queue(leases)
     fitting = limits.fitting
     pool: PoolJson = {
         "memory_bytes": limits.memory_bytes,
-        "memory_used_bytes": memory,
+        "memory_used_bytes": used.memory_bytes,
         "cpus": limits.cpus,
-        "cpus_used": cpus,
+        "cpus_used": used.cpus,
+        "disk_bytes": plan.available(facts, limits).disk_bytes,
+        "disk_used_bytes": used.disk_bytes,
         "queued": len(line),
         "limits": {
             "default": fitting[0].name if fitting else "",

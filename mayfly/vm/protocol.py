@@ -70,6 +70,7 @@ def runner_to_json(runner: Runner) -> Message:
         "timings_s": dict(runner.timings_s),
         "age_s": runner.age_s,
         "ended": runner.ended,
+        "disk_used_bytes": runner.disk_used_bytes,
     }
 
 
@@ -82,6 +83,7 @@ def runner_from_json(data: Mapping[str, Any]) -> Runner:
         timings_s={str(k): float(v) for k, v in data["timings_s"].items()},
         age_s=float(data["age_s"]),
         ended=Outcome(data["ended"]) if data["ended"] else None,
+        disk_used_bytes=int(data["disk_used_bytes"]),
     )
 
 

@@ -14,7 +14,7 @@ from mayfly.model import GIB, MIB
 
 
 def a_machine(memory_gib: int = 24, cores: int = 2) -> machine.Machine:
-    return machine.Machine((10, 0, 2), "tcg", "test", cores, memory_gib * GIB, "a cpu")
+    return machine.Machine((10, 0, 2), "tcg", "test", cores, memory_gib * GIB, "a cpu", 500 * GIB)
 
 
 def test_a_missing_qemu_is_said_with_what_to_install(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mayfly.model import GIB, Outcome, RunnerSpec, Size
 from mayfly.pid import ProcessId
 from tests.host.waiting import until
 
-MACHINE = Machine((10, 0, 2), "tcg", "test", 2, 24 * GIB, "a cpu")
+MACHINE = Machine((10, 0, 2), "tcg", "test", 2, 24 * GIB, "a cpu", 500 * GIB)
 TEMPLATE: Any = type("T", (), {"key": "k"})()
 
 

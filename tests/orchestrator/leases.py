@@ -162,7 +162,11 @@ async def farm(
     provider, edge, clock = provider or Fake(), edge or FakeEdge(), clock or Clock()
     home = config.state / "orchestrator"
     home.mkdir(parents=True, exist_ok=True)
-    room, store, metrics = limits(config, 64 * GIB, cores), LeaseStore(home / "db"), Metrics()
+    room, store, metrics = (
+        limits(config, 64 * GIB, cores, 1024 * GIB),
+        LeaseStore(home / "db"),
+        Metrics(),
+    )
     ledger = Ledger(store, Hub(), metrics)
     reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock)
     service = Service(

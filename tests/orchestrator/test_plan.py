@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.model import GIB, Desired, Lease, Observed, Operation, Outcome
+from mayfly.ladder import share
+from mayfly.model import GIB, Desired, Lease, Observed, Operation, Outcome, Runner
 from mayfly.orchestrator import states
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.plan import (
@@ -33,7 +34,7 @@ from tests.orchestrator.leases import NOW, T1, T2, T3, lease, seen
 RUN, END = Desired
 ABSENT, READY, LOST = Observed
 NONE, CREATING, DESTROYING = Operation
-LIMITS = Limits(4 * GIB, 8, (T1, T2, T3), queue_timeout_s=900, grace_s=30)
+LIMITS = Limits(4 * GIB, 8, 64 * GIB, (T1, T2, T3), queue_timeout_s=900, grace_s=30)
 ALL = tuple(product(Desired, Observed, Operation))
 
 
@@ -215,7 +216,7 @@ def test_a_stranger_being_destroyed_is_left_alone() -> None:
 def test_a_stranger_takes_room_until_it_is_gone() -> None:
     facts = at(seen=seen("zzzz-1", size="t3"))
     assert not [a for a in plan([lease()], facts, LIMITS) if isinstance(a, Admit)]
-    assert used([], facts, LIMITS) == (4 * GIB, 2)
+    assert used([], facts, LIMITS) == share(T3)
 
 
 def test_the_edge_serves_ready_runners_and_those_about_to_be() -> None:
@@ -270,17 +271,17 @@ def rows(drawn: list[tuple[Any, Any, bool]]) -> list[Lease]:
     ]
 
 
-@given(ROWS, st.integers(0, 16), st.integers(0, 16))
+@given(ROWS, st.integers(0, 16), st.integers(0, 16), st.integers(0, 64))
 def test_never_more_is_admitted_than_the_limits(
-    drawn: list[Any], memory_gib: int, cpus: int
+    drawn: list[Any], memory_gib: int, cpus: int, disk_gib: int
 ) -> None:
-    limits, leases = replace(LIMITS, memory_bytes=memory_gib * GIB, cpus=cpus), rows(drawn)
+    limits = replace(LIMITS, memory_bytes=memory_gib * GIB, cpus=cpus, disk_bytes=disk_gib * GIB)
+    leases = rows(drawn)
     before = used(leases, at(), limits)
     actions = plan(leases, at(), limits)
-    new = [a.lease.size for a in actions if isinstance(a, Admit)]
+    new = [share(a.lease.size) for a in actions if isinstance(a, Admit)]
     if new:
-        assert before[0] + sum(size.memory_bytes for size in new) <= limits.memory_bytes
-        assert before[1] + sum(size.cpus for size in new) <= limits.cpus
+        assert sum(new, before).within(limits.share)
 
 
 @given(ROWS)
@@ -347,3 +348,34 @@ def test_a_runner_that_its_provider_ended_has_the_providers_outcome(outcome: Out
 def test_a_list_from_before_says_nothing_of_a_runners_end() -> None:
     runners = {"aaaa-1": replace(seen("aaaa-1")["aaaa-1"], ended=Outcome.DISK_FULL)}
     assert plan([ready()], at(seen=runners, stale=frozenset({"aaaa-1"})), LIMITS) == ()
+
+
+def gib_free(gib: float, *runners: Runner, **more: Any) -> Facts:
+    return at(disk_free_bytes=int(gib * GIB), seen={r.name: r for r in runners}, **more)
+
+
+def test_a_build_is_let_in_when_its_whole_disk_is_free() -> None:
+    assert plan([lease(size=T1)], gib_free(5), LIMITS) == (Admit(lease(size=T1)),)
+    reserving = replace(LIMITS, disk_reserve_bytes=1)
+    (end,) = plan([lease(size=T1)], gib_free(5), reserving)
+    assert isinstance(end, End)
+    assert end.outcome is Outcome.MACHINE_UNFIT
+    assert "needs 5.0 GiB of disk" in end.reason
+
+
+def test_what_runners_may_still_write_is_not_given_away() -> None:
+    one = ready("aaaa", size=T1)
+    runner = replace(seen("aaaa-1")["aaaa-1"], disk_used_bytes=3 * GIB)
+    assert plan([one, lease("bbbb")], gib_free(6.9, runner), LIMITS) == ()
+    assert plan([one, lease("bbbb")], gib_free(7, runner), LIMITS) == (Admit(lease("bbbb")),)
+
+
+def test_a_build_waits_for_disk_that_others_will_give_back() -> None:
+    assert plan([ready(), lease("bbbb")], gib_free(1, *seen("aaaa-1").values()), LIMITS) == ()
+    assert plan([lease()], at(disk_free_bytes=0), LIMITS) == ()  # nobody knows yet what runs
+
+
+def test_the_pools_disk_is_no_more_than_configured() -> None:
+    small = replace(LIMITS, disk_bytes=9 * GIB)
+    (admit,) = plan([lease("aaaa"), lease("bbbb")], gib_free(500), small)
+    assert admit == Admit(lease("aaaa"))
