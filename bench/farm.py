@@ -67,10 +67,10 @@ def overcommit(cores: int, default: float) -> float:
     return max(default, AT_ONCE / cores)
 
 
-def toml(state: Path, port: int, memory_bytes: int, cores: int) -> str:
+def toml(state: Path, port: int, memory_bytes: int, cores: int, disk_bytes: int) -> str:
     """The farm's configuration: what is not here has its default. Pure."""
     plain = Config()
-    sizes = ladder.room(plain, memory_bytes, cores).fitting
+    sizes = ladder.room(plain, memory_bytes, cores, disk_bytes).fitting
     return (
         f'state = "{state}"\n'
         f'[server]\nlisten = "127.0.0.1:{port}"\n'
@@ -94,7 +94,7 @@ def farm(kept: Path | None, times: Callable[[int], int]) -> Iterator[Bench]:
     folder.chmod(0o711)
     file = folder / "mayfly.toml"
     if not file.exists():
-        file.write_text(toml(folder / "state", free_port(), *ladder.physical()))
+        file.write_text(toml(folder / "state", free_port(), *ladder.physical(folder)))
     os.environ["MAYFLY_CONFIG"] = str(file)
     for name in ("MAYFLY_STATE", "MAYFLY_URL", "MAYFLY_TOKEN"):
         os.environ.pop(name, None)

@@ -62,9 +62,9 @@ def test_a_clone_owns_what_it_has_written_and_all_that_is_not_the_templates() ->
 def test_the_farm_holds_eight_of_the_smallest_and_the_ladders_sizes_that_fit(
     tmp_path: Path,
 ) -> None:
-    text = farm.toml(tmp_path, 5001, 24 * GIB, 2)
+    text = farm.toml(tmp_path, 5001, 24 * GIB, 2, 1024 * GIB)
     config = Config.model_validate(tomllib.loads(text))
-    room = ladder.room(config, 24 * GIB, 2)
+    room = ladder.room(config, 24 * GIB, 2, 1024 * GIB)
     assert [size.name for size in room.fitting] == ["tiny", "small", "medium"]
     smallest = room.fitting[0]
     assert farm.AT_ONCE * smallest.cpus <= room.cpus
