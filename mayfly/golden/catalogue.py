@@ -5,8 +5,10 @@ A second, different image of a day gets `.2`, then `.3`; the newest is the last 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -114,20 +116,53 @@ def newest(state: Path) -> Golden | None:
     return images[-1] if images else None
 
 
+def broken(state: Path, whole: Golden | None) -> Path | None:
+    """The folder of the newest image, when that is not `whole`, the newest one that `listing` has:
+    a file of it is gone, or its manifest cannot be used."""
+    folder = golden_dir(state)
+    if not folder.is_dir():
+        return None
+    found = [(key, path) for path in folder.iterdir() if (key := order(path.name)) is not None]
+    last = max(found)[1] if found else None
+    return last if whole is None or last != whole.path else None
+
+
+def discard(path: Path) -> None:
+    """Take an image's folder away; what has its files open keeps them. Silently when it is gone."""
+    aside = path.with_name(f".discarded-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def checksums(golden: Golden) -> dict[Path, str]:
+    """The SHA-256 of each of the image's files, as its manifest has it.
+
+    Raises `InfrastructureError` when the manifest cannot be read, or is not that of its digest.
+    """
+    manifest = golden.manifest()
+    hint = "`mayfly golden build --force`"
+    try:
+        found = {golden.path / n: str(manifest["artifact"][p]["sha256"]) for p, n in FILES.items()}
+        same = digest(manifest["content"], manifest["artifact"]) == golden.digest
+    except (KeyError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise InfrastructureError(f"{golden.name}: its manifest has changed", hint=hint)
+    return found
+
+
 def verify(golden: Golden) -> None:
     """Read every byte and compare with the manifest. Returns when all are as they were made.
 
     Raises `InfrastructureError` that names the file that is not.
     """
-    manifest = golden.manifest()
     hint = "`mayfly golden build --force`"
-    for part, name in FILES.items():
-        recorded = manifest["artifact"][part]
+    for path, recorded in checksums(golden).items():
         try:
-            actual = file_sha256(golden.path / name)
+            actual = file_sha256(path)
         except OSError as fault:
-            raise InfrastructureError(f"{golden.name}: {name} is gone", hint=hint) from fault
-        if actual != recorded["sha256"]:
-            raise InfrastructureError(f"{golden.name}: {name} has changed", hint=hint)
-    if digest(manifest["content"], manifest["artifact"]) != golden.digest:
-        raise InfrastructureError(f"{golden.name}: its manifest has changed", hint=hint)
+            raise InfrastructureError(f"{golden.name}: {path.name} is gone", hint=hint) from fault
+        if actual != recorded:
+            raise InfrastructureError(f"{golden.name}: {path.name} has changed", hint=hint)

@@ -31,6 +31,7 @@ async def _run(config: Config) -> None:
                 serve(config.run / "host.sock", uid=ORCHESTRATOR, operations=host.control)
             ),
             servers.create_task(serve(config.run / "dial.sock", uid=EDGE, operations=host.dial)),
+            servers.create_task(host.mind()),
         ]
 
         def stop() -> None:

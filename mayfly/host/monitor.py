@@ -91,6 +91,12 @@ class Monitor:
         """Let the guest run."""
         await self._client.execute("cont")
 
+    async def out_of_disk(self) -> bool:
+        """Whether the VM stands still because a write of it found no room (`werror=enospc`, which
+        is QEMU's default; any other failed write is an error that the guest sees)."""
+        answer: Any = await self._client.execute("query-status")
+        return bool(answer.get("status") == "io-error")
+
     async def quit(self) -> None:
         """End QEMU."""
         with contextlib.suppress(QMPError, EOFError):

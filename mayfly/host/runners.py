@@ -16,10 +16,10 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -35,9 +35,10 @@ from mayfly.host.component import runner_disks
 from mayfly.host.deadline import LATE_S, boottime, guard
 from mayfly.host.fence import Surroundings
 from mayfly.host.machine import DEVICE, Machine
-from mayfly.host.monitor import monitor
+from mayfly.host.monitor import Monitor, monitor
 from mayfly.host.process import Launch, end, end_named, exited
 from mayfly.host.record import Record, read_record, write_record
+from mayfly.host.relief import relief
 from mayfly.host.template import Template
 from mayfly.model import MIB, Outcome, Runner, RunnerSpec
 from mayfly.pid import ProcessId
@@ -62,6 +63,8 @@ DISK_SLACK_BYTES = 64 * MIB
 
 TEMPLATE = "mayfly/template"
 """What QEMU is called while it boots a template (`argv.template`)."""
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[a-z0-9]{1,32}-[0-9]{1,3}")
 
@@ -396,6 +399,31 @@ class Runners:
                     watch.cancel()
                 await self._conclude(record, outcome)
 
+    async def relieve(self) -> None:
+        """Look for runners that stand still because the disk is full, and see that none stays so.
+
+        A runner that goes for it has `disk_full` for its outcome. One whose QEMU does not answer
+        holds nobody up. Raises `InfrastructureError` when one does not go.
+        """
+        ready = [record.name for record in self._records.values() if record.ready]
+        told = await asyncio.gather(*(self._ask(name, Monitor.out_of_disk) for name in ready))
+        still = [name for name, stands in zip(ready, told, strict=True) if stands]
+        waiting = {name: self._disk_used_bytes(name) for name in still}
+        todo = relief(waiting, shutil.disk_usage(self._config.state / "vms").free)
+        if todo.end is not None:
+            log.warning("the disk is full", ending=todo.end, waiting=len(waiting))
+            await self.conclude(todo.end, Outcome.DISK_FULL)
+        for name in todo.resume:
+            await self._ask(name, Monitor.resume)
+
+    async def _ask(self, runner: str, question: Callable[[Monitor], Awaitable[T]]) -> T | None:
+        """What the runner's QEMU answers; None when it does not, within some seconds."""
+        with contextlib.suppress(InfrastructureError, TimeoutError, OSError):
+            async with asyncio.timeout(5):
+                async with monitor(self._directory(runner) / "qemu/qmp.sock", timeout_s=2) as qemu:
+                    return await question(qemu)
+        return None
+
     async def _conclude(self, record: Record, outcome: Outcome) -> None:
         await self._unmake(record.name, record)
         self._directory(record.name).mkdir(exist_ok=True)
@@ -462,14 +490,16 @@ class _Phases:
 
 
 def _guest_timings(answer: dict[str, Any]) -> dict[str, float]:
-    """The guest's own times for its identity, as far as they are numbers; bounded in number."""
+    """The guest's own times for its identity, where they are names and sensible numbers."""
     timings = answer.get("timings_s")
     if not isinstance(timings, dict):
         return {}
     return {
-        f"guest.{str(name)[:20]}": round(float(value), 4)
+        f"guest.{name}": round(float(value), 4)
         for name, value in list(timings.items())[:16]
-        if isinstance(value, int | float)
+        if re.fullmatch(r"[a-z_]{1,20}", name)
+        and isinstance(value, int | float)
+        and 0 <= value < 1e6
     }
 
 

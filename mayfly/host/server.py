@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +24,9 @@ from mayfly.errors import InfrastructureError, MayflyError, UsageError
 from mayfly.host import cgroup, machine, template
 from mayfly.host.cgroup import Groups
 from mayfly.host.machine import Machine
+from mayfly.host.relief import FULL_BYTES
 from mayfly.host.runners import Runners
+from mayfly.host.seal import Seals
 from mayfly.vm.protocol import (
     MAX_LINE,
     Message,
@@ -40,6 +43,12 @@ log = structlog.get_logger("host")
 REQUEST_TIMEOUT_S = 10
 """How long a peer may take to send its one line."""
 
+MIND_S = 1.0
+"""How often to see whether the disk is full."""
+
+LOOK_ANYWAY = 30
+"""In every so many rounds runners are asked although there is room: it may have been full since."""
+
 Operation = Callable[[Message, Progress], Awaitable[tuple[Message, socket.socket | None]]]
 
 
@@ -52,6 +61,7 @@ class Host:
         self._groups = Groups.open(network.tag(config), config.pool.cpu_weight)
         self._runners = Runners(config, found, self._groups)
         self._making = asyncio.Lock()
+        self._seals = Seals()
         self._waiting: list[Progress] = []
         self.control: Mapping[str, Operation] = {
             "about": self._about,
@@ -72,6 +82,19 @@ class Host:
             log.warning("runners are fenced in less", reason=cgroup.words(self._groups.tree))
         await self._runners.fence.open()
         await self._runners.adopt()
+
+    async def mind(self) -> None:
+        """Keep runners from standing still because the disk is full; for ever."""
+        full_before, rounds = False, 0
+        while True:
+            full = shutil.disk_usage(self._config.state / "vms").free < FULL_BYTES
+            if full or full_before or rounds % LOOK_ANYWAY == 0:
+                try:
+                    await self._runners.relieve()
+                except (MayflyError, OSError, TimeoutError) as error:
+                    log.warning("a full disk is not relieved", error=str(error) or repr(error))
+            full_before, rounds = full, rounds + 1
+            await asyncio.sleep(MIND_S)
 
     async def _about(self, request: Message, progress: Progress) -> tuple[Message, None]:
         image = golden.newest(self._config.state)
@@ -102,7 +125,7 @@ class Host:
         self._waiting.append(progress)
         try:
             async with self._making:
-                made = await template.ensure(self._config, self._machine, self._tell)
+                made = await template.ensure(self._config, self._machine, self._tell, self._seals)
                 for key in template.prune(self._config, {made.key, *self._runners.templates}):
                     log.info("template removed", template=key)
                 return made

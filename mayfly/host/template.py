@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from typing import Any
 from mayfly import golden
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MachineUnfit
+from mayfly.golden.recipe import file_sha256
 from mayfly.host import argv, machine, scratch
 from mayfly.host.agent import Agent, agent
 from mayfly.host.component import runner_disks
 from mayfly.host.machine import Machine
 from mayfly.host.monitor import monitor
 from mayfly.host.process import end, spawn
-from mayfly.model import GIB
+from mayfly.host.seal import Look, Seals, Spoiled, content_digest, look
+from mayfly.model import GIB, MIB
 from mayfly.pid import ProcessId
 from mayfly.vm.provider import Progress
 
@@ -33,6 +36,12 @@ BOOT_TIMEOUT_S = 300
 ATTEMPTS = 3
 """About one cold boot in eight ends QEMU 10.0.2 under TCG with several vCPUs, while the guest's
 kernel places PCI BARs (`iotlb_to_section: Assertion`); clones never place any."""
+
+SEALED = ("ram", "state", "root.qcow2", "scratch.raw")
+"""The files of a template that its clones read."""
+
+FULL_BYTES = 16 * MIB
+"""With less than this free, what fails while a template is made fails for want of room."""
 
 FORMAT = 2
 """Part of every key: raise it when what a template holds changes by the code alone."""
@@ -115,20 +124,91 @@ def current(config: Config, found: Machine) -> Template | None:
     return template if (template.path / "template.json").exists() else None
 
 
-async def ensure(config: Config, found: Machine, progress: Progress) -> Template:
+async def ensure(config: Config, found: Machine, progress: Progress, seals: Seals) -> Template:
     """The template for the newest golden image, made when it is not there.
 
+    Template and golden image are as they were made: one whose files are not is taken away and made
+    anew. `seals` remembers what was read for that, so that it is read once and not at each call.
+
     Raises `MachineUnfit` when there is no golden image or no size fits, `InfrastructureError` when
-    the guest does not come up; nothing half-made is left.
+    the guest does not come up or the disk is full; nothing half-made is left.
     """
-    image = golden.newest(config.state)
-    if image is None:
-        raise MachineUnfit("there is no golden image", hint="make one with `mayfly golden build`")
+    image = await _sound_image(config, progress, seals)
     template = _template(config, shape(config, found, image), image)
     if (template.path / "template.json").exists():
-        return template
+        try:
+            await _check(seals, lambda: _seal(template), content_digest)
+        except Spoiled as spoiled:
+            progress(f"template {template.key} is spoiled, it is made anew: {spoiled}")
+            shutil.rmtree(template.path, ignore_errors=True)
+        else:
+            return template
     started = time.monotonic()
     progress(f"making a template of {image.name} ({found.accelerator}); this happens once")
+    await _make_whole(config, template, image, progress)
+    await _check(seals, lambda: _seal(template), content_digest)
+    progress(f"template {template.key} is ready after {time.monotonic() - started:.0f} s")
+    return template
+
+
+async def _sound_image(config: Config, progress: Progress, seals: Seals) -> golden.Golden:
+    """The newest golden image; while it is not what its manifest says, it is made anew."""
+    for _ in range(ATTEMPTS):
+        image = golden.newest(config.state)
+        broken = golden.broken(config.state, image)
+        if image is None and broken is None:
+            raise MachineUnfit(
+                "there is no golden image", hint="make one with `mayfly golden build`"
+            )
+        try:
+            if image is None or broken is not None:
+                raise Spoiled("a file of it is gone, or its manifest cannot be used")
+            await _check(seals, functools.partial(_recorded, image), file_sha256)
+        except Spoiled as spoiled:
+            for path in [broken] if broken else [image.path] if image else []:
+                progress(f"golden image {path.name} is spoiled, it is made anew: {spoiled}")
+                golden.discard(path)
+            await golden.make_apart(config, progress)
+        else:
+            return image
+    raise InfrastructureError("golden images are spoiled as soon as they are made")
+
+
+def _recorded(image: golden.Golden) -> Mapping[Path, str]:
+    try:
+        return _checksums(image, look(image.path / "manifest.json"))
+    except (InfrastructureError, OSError) as error:
+        raise Spoiled(str(error)) from None
+
+
+@functools.lru_cache(maxsize=2)
+def _checksums(image: golden.Golden, manifest: Look) -> Mapping[Path, str]:
+    """What the manifest that looks so has recorded; reading it takes longer than all the rest."""
+    return golden.checksums(image)
+
+
+def _seal(template: Template) -> dict[Path, str]:
+    """The digests of a template's files, written when it was made. Raises `Spoiled`."""
+    try:
+        sealed = json.loads((template.path / "seal.json").read_text())
+        return {template.path / name: str(sealed[name]) for name in SEALED}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise Spoiled("its seal.json cannot be read") from None
+
+
+async def _check(
+    seals: Seals, recorded: Callable[[], Mapping[Path, str]], digest: Callable[[Path], str]
+) -> None:
+    """See that files are as recorded, by reading them only if need be. Raises `Spoiled`."""
+    files = recorded()
+    if not seals.unbroken(files):
+        await asyncio.to_thread(seals.check, files, digest)
+
+
+async def _make_whole(
+    config: Config, template: Template, image: golden.Golden, progress: Progress
+) -> None:
+    """Make and seal a template beside its place and move it there. Raises as `ensure` does."""
     partial = template.path.with_name(f".{template.key}.partial")
     try:
         for attempt in range(ATTEMPTS):
@@ -138,17 +218,35 @@ async def ensure(config: Config, found: Machine, progress: Progress) -> Template
                 await _make(config, replace(template, path=partial), image, progress)
                 break
             except QemuDied as error:
-                if attempt == ATTEMPTS - 1:
+                if attempt == ATTEMPTS - 1 or _full(partial):
                     raise
                 progress(f"{error}; trying again")
         (partial / "template.json").write_text(json.dumps(asdict(template.shape), indent=1))
+        digests = {name: partial / name for name in SEALED}
+        sealed = await asyncio.to_thread(
+            lambda: {name: content_digest(path) for name, path in digests.items()}
+        )
+        (partial / "seal.json").write_text(json.dumps(sealed, indent=1))
         partial.rename(template.path)
-    except OSError as error:
-        raise InfrastructureError(f"the template could not be made: {error}") from None
+    except (OSError, InfrastructureError) as error:
+        if _full(partial):
+            raise InfrastructureError(
+                f"the template could not be made: the disk of {partial.parent} is full",
+                hint="make room there, or set MAYFLY_STATE elsewhere",
+            ) from None
+        if isinstance(error, OSError):
+            raise InfrastructureError(f"the template could not be made: {error}") from None
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    progress(f"template {template.key} is ready after {time.monotonic() - started:.0f} s")
-    return template
+
+
+def _full(path: Path) -> bool:
+    """Whether there is no room any more where `path` is."""
+    try:
+        return shutil.disk_usage(path).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def prune(config: Config, keep: Collection[str]) -> tuple[str, ...]:

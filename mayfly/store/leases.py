@@ -5,7 +5,9 @@ survives power loss. Calls are made directly on the event loop's thread: one wri
 hop, and nothing else of this process can come between the reading and the writing of a row.
 The open leases are kept in memory as well, since the plan is made of all of them at every event.
 
-Every fault of the database (disk full, a damaged file) raises `InfrastructureError`.
+Every fault of the database (disk full, a damaged file) raises `InfrastructureError`. When the disk
+is full no lease is added any more, but those that are there can still be changed, and so ended:
+`Ballast` keeps the room for it.
 """
 
 # ruff: noqa: S608 - statements are put together of constants only
@@ -23,6 +25,7 @@ from typing import Any
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
 from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome, Size
+from mayfly.store.ballast import Ballast
 
 SCHEMA_VERSION = 1
 
@@ -80,6 +83,8 @@ class LeaseStore:
         Raises `Conflict` when another version of Mayfly wrote it.
         """
         self._path = path
+        self._ballast = Ballast(path.with_suffix(".ballast"))
+        self._ballast.hold()
         with self._faults():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5)
             self._db.row_factory = sqlite3.Row
@@ -101,8 +106,13 @@ class LeaseStore:
         """Write a new lease and return it.
 
         A non-empty `key` that was used before returns the lease made then, and writes nothing.
-        Raises `Conflict` when it was used with another `body_hash`.
+        Raises `Conflict` when it was used with another `body_hash`, `InfrastructureError` when the
+        disk is full.
         """
+        if not self._ballast.hold():
+            raise InfrastructureError(
+                f"lease store {self._path}: the disk is full", hint="make room there"
+            )
         with self._transaction():
             if key:
                 used = self._db.execute(
@@ -133,6 +143,14 @@ class LeaseStore:
 
         Nothing is written when they are equal. Raises `NotFound`.
         """
+        try:
+            return self._change(lease_id, transition)
+        except InfrastructureError as error:
+            if not _full(error.__cause__) or not self._ballast.release():
+                raise
+        return self._change(lease_id, transition)
+
+    def _change(self, lease_id: str, transition: Callable[[Lease], Lease]) -> tuple[Lease, Lease]:
         with self._transaction():
             before = self._read(lease_id)
             after = transition(before)
@@ -200,6 +218,12 @@ class LeaseStore:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def _full(error: BaseException | None) -> bool:
+    """Whether SQLite found no room; for its log's index (shm) it only says that I/O failed."""
+    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def _row(lease: Lease) -> dict[str, Any]:

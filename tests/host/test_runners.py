@@ -177,6 +177,19 @@ def test_a_record_that_is_none(tmp_path: Path, text: str) -> None:
     assert read_record(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "timings",
+    [
+        *(None, [], {"a b": 1}, {"\n": 1}, {"y" * 21: 1}),
+        *({"x": v} for v in ("1", float("nan"), float("inf"), 10**400, -1)),
+    ],
+)
+def test_a_guests_times_are_numbers_or_nothing(timings: Any) -> None:
+    assert module._guest_timings({"timings_s": timings}) == {}
+    more = {"timings_s": {f"k{'a' * n}": 0.5 for n in range(99)}}
+    assert 0 < len(module._guest_timings(more)) <= 16
+
+
 def test_a_record_of_another_vm_is_none(tmp_path: Path) -> None:
     write_record(tmp_path, Record("other-1", 0, "t1", "k"))
     assert read_record(tmp_path) is None
