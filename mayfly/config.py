@@ -126,7 +126,7 @@ class Pool(_Section):
         2.0, ge=1, le=16, description="vCPUs for each core; a rung with more is refused."
     )
     cpu_weight: int = Field(
-        10,
+        20,
         ge=1,
         le=100,
         description="CPU and IO weight of all runners together, where every other group of this "

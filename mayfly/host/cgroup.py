@@ -175,6 +175,20 @@ OPTIONAL = (
 """Files that a kernel need not have: without swap accounting, with another IO scheduler."""
 
 
+def survey(mounts: Path = Path("/proc/self/mounts")) -> Tree:
+    """What this machine seems to lend; nothing is made for it. For `mayfly doctor`, as any user."""
+    found = find(mounts.read_text(), v2_controllers)
+    writable = {n: p for n, p in found.controllers.items() if not _read_only(p.root)}
+    return Tree(writable, found.others)
+
+
+def _read_only(root: Path) -> bool:
+    try:
+        return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
+    except OSError:
+        return True
+
+
 def words(tree: Tree) -> str:
     """What runners are held back by on this machine, in one line for people."""
     if not tree.missing:

@@ -38,6 +38,8 @@ state = "{state}"
 listen = "127.0.0.1:{port}"
 [network]
 subnet = "198.19.0.0/16"
+[pool]
+cpu_weight = 100
 [lease]
 heartbeat_s = 1
 grace_s = 8

@@ -54,12 +54,14 @@ async def leased(
             await holder.end(asked["id"], Outcome.CANCELLED)
 
 
-def with_runner(farm: Farm, use: Callable[[LeaseJson, ssh.Relay, asyncssh.SSHKey], Any]) -> Any:
+def with_runner(
+    farm: Farm, use: Callable[[LeaseJson, ssh.Relay, asyncssh.SSHKey], Any], size: str = "t2"
+) -> Any:
     """Run `use` (in a thread) on a runner of its own."""
     key = ssh.new_key()
 
     async def run() -> Any:
-        async with leased(farm, key) as (view, relay):
+        async with leased(farm, key, size) as (view, relay):
             return await asyncio.to_thread(use, view, relay, key)
 
     return asyncio.run(run())

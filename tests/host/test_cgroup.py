@@ -61,6 +61,19 @@ def test_a_machine_without_control_groups_is_told_of() -> None:
     assert "nicer" not in cgroup.words(find(V1, lambda _: ALL))
 
 
+def test_a_survey_makes_nothing_and_sees_this_machine(tmp_path: Path) -> None:
+    root = tmp_path / "cg"
+    root.mkdir()
+    before = cgroup.survey(v2_tree(root))
+    assert before.missing == ()
+    assert sorted(path.name for path in root.iterdir()) == [
+        "cgroup.controllers",
+        "cgroup.subtree_control",
+    ]
+    (tmp_path / "mounts").write_text("cgroup2 /nowhere cgroup2 ro 0 0\n")
+    assert cgroup.survey(tmp_path / "mounts").missing == cgroup.CONTROLLERS
+
+
 LIMIT = Ceiling(2, 3 * GIB, 258)
 
 

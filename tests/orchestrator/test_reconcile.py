@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mayfly.errors import InfrastructureError, MachineUnfit, Unreachable
-from mayfly.model import GIB, LeaseRequest, Observed, Operation, Outcome
+from mayfly.model import GIB, LeaseRequest, Observed, Operation, Outcome, Runner, RunnerSpec
 from mayfly.orchestrator import reconcile, states
 from mayfly.vm.fake import Fake
 from tests.orchestrator.leases import KEY, Clock, FakeEdge, Farm, configuration, farm
@@ -476,3 +476,27 @@ async def _one(f: Farm, size: str, move: str) -> None:
         await f.api.report(lease_id, outcome=Outcome.FAILED)
     else:
         await f.api.end(lease_id)
+
+
+async def test_a_budget_counts_from_when_the_runner_itself_was_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, edge, clock = Fake(), FakeEdge(), Clock()
+    create, attach = provider.create, edge.attach
+
+    async def earlier(spec: RunnerSpec) -> Runner:
+        """It was made before, by a call whose answer nobody has heard."""
+        return replace(await create(spec), age_s=40.0)
+
+    async def slowly(runner: str) -> None:
+        clock.forward(7)
+        await attach(runner)
+
+    monkeypatch.setattr(provider, "create", earlier)
+    monkeypatch.setattr(edge, "attach", slowly)
+    async with farm(configuration(tmp_path), provider, edge, clock) as f:
+        asked = await f.api.ask(LeaseRequest(repo="team/app", ssh_public_key=KEY, size="t1"), "")
+        row = await f.until(asked["id"], "ready")
+        assert row.ready_at is not None and row.deadline is not None
+        assert (clock.now - row.ready_at).total_seconds() == 47
+        assert (row.deadline - row.ready_at).total_seconds() == row.budget_s
