@@ -87,12 +87,13 @@ class Host:
         """Keep runners from standing still because the disk is full; for ever."""
         full_before, rounds = False, 0
         while True:
-            full = shutil.disk_usage(self._config.state / "vms").free < FULL_BYTES
-            if full or full_before or rounds % LOOK_ANYWAY == 0:
-                try:
+            full = full_before
+            try:
+                full = shutil.disk_usage(self._config.state / "vms").free < FULL_BYTES
+                if full or full_before or rounds % LOOK_ANYWAY == 0:
                     await self._runners.relieve()
-                except (MayflyError, OSError, TimeoutError) as error:
-                    log.warning("a full disk is not relieved", error=str(error) or repr(error))
+            except (MayflyError, OSError) as error:
+                log.warning("a full disk is not relieved", error=str(error) or repr(error))
             full_before, rounds = full, rounds + 1
             await asyncio.sleep(MIND_S)
 
