@@ -47,6 +47,10 @@ class Agent:
             raise InfrastructureError(
                 f"the guest's agent did not answer `{op}` within {timeout_s:.0f} s"
             ) from None
+        except asyncio.LimitOverrunError:
+            raise InfrastructureError(
+                f"the guest's agent answered `{op}` with a line of over {MAX_LINE} bytes"
+            ) from None
         except (OSError, EOFError, ValueError) as error:
             raise InfrastructureError(f"the guest's agent broke off `{op}`: {error}") from None
 
@@ -58,7 +62,7 @@ class Agent:
                 if isinstance(message, dict) and message.get("id") == self._last:
                     if message.get("ok") is True:
                         return message
-                    reason = str(message.get("error", "no reason"))[:200]
+                    reason = ascii(str(message.get("error", "no reason"))[:200])
                     raise InfrastructureError(f"the guest's agent refused `{op}`: {reason}")
         raise InfrastructureError(f"the guest's agent did not answer `{op}` but talked on")
 

@@ -24,6 +24,7 @@ async def monitor(path: Path, *, timeout_s: float = 10) -> AsyncIterator[Monitor
     Raises `InfrastructureError` when it does not answer in time, or a command fails inside.
     """
     client = QMPClient("mayfly")
+    client.events.event_filter = lambda _: False  # it keeps them all, and nobody reads them
     try:
         async with asyncio.timeout(timeout_s):
             await _connect(client, path)

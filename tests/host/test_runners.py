@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mayfly.host.machine import Machine
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.runners import Runners
 from mayfly.host.template import Template
-from mayfly.model import GIB, Outcome, RunnerSpec, Size
+from mayfly.model import GIB, MIB, Outcome, RunnerSpec, Size
 from mayfly.pid import ProcessId
 from tests.host.waiting import until
 
@@ -237,3 +238,41 @@ async def test_what_the_host_ends_is_listed_until_it_is_destroyed(here: Here) ->
     assert [(r.ended, r.ready) for r in here.list()] == [(Outcome.DISK_FULL, False)]
     await here.destroy("a-1")
     assert here.list() == ()
+
+
+GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
+HOSTILE = {
+    "says nothing": (b"", False),
+    "greets and says nothing": (GREETING, False),
+    "talks without end": (GREETING + b'{"event": "X", "timestamp": {}}\n', True),
+    "has no line's end": (b"x" * 65536, True),
+    "is deep": (b"[" * 65536 + b"\n", True),
+    "is no greeting": (b'{"return": 1}\n', True),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+async def test_a_qemu_that_was_broken_out_of_holds_nobody_up(
+    here: Here, tmp_path: Path, how: str
+) -> None:
+    says, repeats = HOSTILE[how]
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            writer.write(says)
+            while repeats:
+                writer.write(says.removeprefix(GREETING) or says)
+                await writer.drain()
+
+    await here.create(spec("a-1"), TEMPLATE)
+    (tmp_path / "vms/a-1/qemu").mkdir()
+    server = await asyncio.start_unix_server(serve, tmp_path / "vms/a-1/qemu/qmp.sock")
+    started = resident_bytes()
+    await asyncio.wait_for(here.relieve(), 20)
+    assert resident_bytes() - started < 100 * MIB
+    assert [runner.ended for runner in here.list()] == [None]
+    server.close()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
