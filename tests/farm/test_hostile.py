@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from mayfly import stack
+from mayfly import golden, stack
 from mayfly.build import ssh
 from mayfly.host import network
 from mayfly.host.cgroup import Groups, ceiling
@@ -209,3 +209,40 @@ def test_a_vm_ends_in_time_though_nobody_is_left_to_end_it(rooted: Farm) -> None
     late_s = boottime() - (record.ready_at_s + budget_s)
     print(f"ended {late_s:.1f} s after its deadline")
     assert 0 <= late_s <= 5
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.long
+def test_spoiled_files_are_found_before_a_clone_uses_them() -> None:
+    """The twin is a copy of its own, so the golden images of this machine stay as they are."""
+    with running_farm(SETTINGS, golden_image=root_the_newest) as farm:
+
+        def works(view: LeaseJson, relay: ssh.Relay, key: asyncssh.SSHKey) -> None:
+            assert farm.inside(f"{view['id']}-1", key, relay.host_key, "id -un").strip() == "build"
+
+        log = farm.config.state / "log/host.log"
+        (template,) = (farm.config.state / "templates").iterdir()
+        before = template.stat().st_ino
+        flip(template / "ram")
+        with_runner(farm, works, "t1")
+        assert template.stat().st_ino != before
+        assert f"template {template.name} is spoiled" in log.read_text()
+
+        twin = golden.newest(farm.config.state)
+        assert twin is not None
+        flip(twin.disk)
+        with_runner(farm, works, "t1")
+        assert not twin.path.exists()
+        assert f"golden image {twin.path.name} is spoiled" in log.read_text()
+        whole = golden.newest(farm.config.state)
+        assert whole is not None
+        golden.verify(whole)
+        farm.clear()

@@ -45,6 +45,7 @@ class Here(Runners):
         self.makes: Callable[[Record], Awaitable[None]] = self._nothing
         self.unmakes: Callable[[str], Awaitable[None]] = self._nothing
         self.process = ProcessId.of(os.getpid())
+        self.ends_at_s = 0.0
 
     async def _nothing(self, _: object) -> None:
         """No work."""
@@ -52,7 +53,7 @@ class Here(Runners):
     async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
         self._directory(record.name).mkdir(parents=True)
         await self.makes(record)
-        return replace(record, ready=True, process=self.process)
+        return replace(record, ready=True, process=self.process, ends_at_s=self.ends_at_s)
 
     async def _unmake(self, runner: str, record: Record | None) -> None:
         await self.unmakes(runner)
@@ -215,6 +216,16 @@ async def test_a_vm_that_was_ended_at_its_time_is_listed_with_its_reason(
     await after.destroy("over-1")
     assert after.list() == ()
     assert not (tmp_path / "vms/over-1").exists()
+
+
+async def test_a_vm_that_dies_at_its_time_has_used_up_its_budget(here: Here) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    here.process, here.ends_at_s = ProcessId.of(child.pid), 1.0
+    await here.create(spec("a-1"), TEMPLATE)
+    child.kill()
+    await until(lambda: [runner.ended for runner in here.list()] == [Outcome.BUDGET_EXCEEDED])
+    await here.destroy("a-1")
+    assert here.list() == ()
 
 
 async def test_a_vm_that_dies_before_its_time_is_not_listed_any_more(here: Here) -> None:
