@@ -183,7 +183,7 @@ def test_a_full_disk_ends_who_filled_it_and_nobody_else(rooted: Farm) -> None:
         in_guest(rooted, neighbour)
         rooted.clear()
     finally:
-        subprocess.run(["umount", vms], check=True)
+        rooted.until(lambda: subprocess.run(["umount", vms], check=False).returncode == 0)
 
 
 def test_a_vm_ends_in_time_though_nobody_is_left_to_end_it(rooted: Farm) -> None:
@@ -199,7 +199,9 @@ def test_a_vm_ends_in_time_though_nobody_is_left_to_end_it(rooted: Farm) -> None
     guest = Guest(rooted, spec.runner, key, made.ssh_host_key)
     record, process = guest.record, guest.record.process
     assert process is not None
-    assert guest.root(f"{NO_AGENT} systemctl is-active mayfly-agent; id -u").split()[-1] == "0"
+    agent, user = guest.root(f"{NO_AGENT} systemctl is-active mayfly-agent; id -u").split()[-2:]
+    assert agent in ("inactive", "failed")
+    assert user == "0"
     for pid in {programs["host"], programs["edge"]}:
         gone = ProcessId.of(pid)
         os.kill(pid, signal.SIGKILL)
