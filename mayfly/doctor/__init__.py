@@ -27,6 +27,7 @@ def checks(config: Config) -> tuple[Check, ...]:
         "root": machine.root,
         "packages": machine.packages,
         "QEMU": lambda: machine.virtualisation(config, inspected()),
+        "control groups": machine.control_groups,
         "network": lambda: machine.network(config),
         "DNS": lambda: machine.resolvers(config),
         "clock": lambda: machine.clock(config),

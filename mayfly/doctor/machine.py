@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from mayfly.config import Config
 from mayfly.doctor import speed
 from mayfly.doctor.check import Check, as_root, fail, ok, warn
 from mayfly.errors import MachineUnfit
-from mayfly.host import machine
+from mayfly.host import cgroup, machine
 from mayfly.host import network as networks
+from mayfly.ladder import physical
 from mayfly.model import GIB
 
 PROGRAMS = {
@@ -71,7 +73,8 @@ def packages() -> Iterator[Check]:
 def inspected(config: Config) -> machine.Machine:
     """What `host.machine.inspect` finds, noting nothing in the state. Raises `MachineUnfit`."""
     with tempfile.TemporaryDirectory(prefix="mayfly-doctor-") as scratch:
-        return asyncio.run(_inspect(config.model_copy(update={"state": Path(scratch)})))
+        found = asyncio.run(_inspect(config.model_copy(update={"state": Path(scratch)})))
+    return replace(found, disk_bytes=physical(config.state)[2])
 
 
 def virtualisation(config: Config, found: machine.Machine) -> Iterator[Check]:
@@ -117,7 +120,10 @@ def _speed(config: Config, found: machine.Machine) -> Check:
 def sizes(config: Config, found: machine.Machine) -> Iterator[Check]:
     """The rungs that do not fit are named; that is no fault as long as one fits."""
     room = machine.room(config, found)
-    holds = f"{room.memory_bytes / GIB:.1f} GiB memory and {room.cpus} vCPUs"
+    holds = (
+        f"{room.memory_bytes / GIB:.1f} GiB memory, {room.cpus} vCPUs and "
+        f"{room.disk_bytes / GIB:.0f} GiB disk"
+    )
     refused = [str(size) for size in config.sizes if not room.fits(size)]
     fitting = ", ".join(size.name for size in room.fitting)
     if not fitting:
@@ -137,6 +143,26 @@ def sizes(config: Config, found: machine.Machine) -> Iterator[Check]:
             f"{found.memory_bytes / GIB:.1f} GiB",
             f"MAYFLY_POOL__MEMORY_GB={max(1, found.memory_bytes // GIB - 1)} mayfly up",
         )
+
+
+def control_groups() -> Iterator[Check]:
+    """What holds runners back beside the services of this machine."""
+    tree = cgroup.survey()
+    if tree.missing:
+        yield warn(
+            "control groups",
+            cgroup.words(tree),
+            "; ".join(
+                f"mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} none "
+                f"/sys/fs/cgroup/{name}"
+                for name in (cgroup.V1_NAMES.get(each, each) for each in tree.missing)
+            )
+            if tree.controllers
+            else "mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    else:
+        versions = sorted({place.version for place in tree.controllers.values()})
+        yield ok("control groups", f"{cgroup.words(tree)} (v{', v'.join(map(str, versions))})")
 
 
 def network(config: Config) -> Iterator[Check]:

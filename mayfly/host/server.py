@@ -21,7 +21,7 @@ import structlog
 from mayfly import golden
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError, UsageError
-from mayfly.host import cgroup, machine, template
+from mayfly.host import cgroup, machine, network, template
 from mayfly.host.cgroup import Groups
 from mayfly.host.machine import Machine
 from mayfly.host.relief import FULL_BYTES

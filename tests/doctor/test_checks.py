@@ -25,12 +25,13 @@ from mayfly.doctor.check import Check, State
 from mayfly.errors import MachineUnfit
 from mayfly.golden import catalogue, recipe
 from mayfly.golden import manifest as manifests
+from mayfly.host import cgroup
 from mayfly.host.machine import Machine
 from mayfly.model import GIB
 from mayfly.stack import Status
 from mayfly.stack.lifecycle import ServiceStatus
 
-MACHINE = Machine((10, 0, 2), "tcg", "why", 2, 8 * GIB, "cpu")
+MACHINE = Machine((10, 0, 2), "tcg", "why", 2, 8 * GIB, "cpu", disk_bytes=500 * GIB)
 
 
 def config(state: Path, **more: Any) -> Config:
@@ -92,6 +93,18 @@ def test_sizes_that_do_not_fit_are_named(
 def test_a_pool_larger_than_the_machine_is_told(tmp_path: Path) -> None:
     sick = config(tmp_path, pool={"memory_gb": 100})
     assert states(machine.sizes(sick, MACHINE))["pool"] is State.WARN
+
+
+def test_control_groups_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: cgroup.Place(Path("/x"), 1) for name in ("cpu", "io", "pids")}
+    monkeypatch.setattr(cgroup, "survey", lambda: cgroup.Tree(some))
+    (found,) = machine.control_groups()
+    assert (found.state, "memory" in found.found) == (State.WARN, True)
+    assert "mount -t cgroup -o memory none" in found.mend
+    whole = {**some, "memory": cgroup.Place(Path("/x"), 2)}
+    monkeypatch.setattr(cgroup, "survey", lambda: cgroup.Tree(whole))
+    (found,) = machine.control_groups()
+    assert (found.state, found.found.endswith("(v1, v2)")) == (State.OK, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
