@@ -43,10 +43,11 @@ async def serve(config: Config) -> None:
     admin = config.run / "edge" / "edge.sock"
     admin.unlink(missing_ok=True)
     dialer = DialClient(config.run / "dial.sock")
+    # The public address last: who sees it answer finds all of the edge there.
     async with (
         Edge(config, dialer, tls) as edge,
-        serving(edge.public(), lambda runner: web.SockSite(runner, public, ssl_context=tls)),
         serving(edge.admin(), lambda runner: web.UnixSite(runner, str(admin))),
+        serving(edge.public(), lambda runner: web.SockSite(runner, public, ssl_context=tls)),
         asyncio.TaskGroup() as tasks,
     ):
         admin.chmod(0o660)
