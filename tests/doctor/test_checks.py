@@ -30,6 +30,7 @@ from mayfly.host.machine import Machine
 from mayfly.model import GIB
 from mayfly.stack import Status
 from mayfly.stack.lifecycle import ServiceStatus
+from tests.stack_fixture import Stack
 
 MACHINE = Machine((10, 0, 2), "tcg", "why", 2, 8 * GIB, "cpu", disk_bytes=500 * GIB)
 
@@ -319,6 +320,14 @@ def test_each_program_of_a_farm_is_looked_at(
     assert (found["registry"], found["host"]) == (State.OK, State.WARN)
     assert found["edge"] is State.FAIL
     assert found["answers"] is State.WARN, "there is no token to ask with"
+
+
+@pytest.mark.services
+def test_a_registry_is_asked_for_something_as_dockers_clients_do(stack: Stack) -> None:
+    url = f"https://{stack.address}"
+    assert serving.registry_status(url, stack.admin_token, stack.tls) == 404, "no such image"
+    assert serving.registry_status(url, "wrong", stack.tls) == 401
+    assert serving.registry_status("https://localhost:1", "any", stack.tls) == 0
 
 
 def test_the_whole_of_it_raises_nothing_and_changes_nothing(
