@@ -76,7 +76,10 @@ class Here:
 
     def forget(self) -> None:
         """The last supervisor is as if killed: the record is all that is left of it."""
-        self.supervisors.pop()._watchers.clear()
+        forgotten = self.supervisors.pop()
+        for watcher in forgotten._watchers:
+            watcher.cancel()
+        forgotten._watchers.clear()
 
     async def until(self, line: str) -> None:
         async with asyncio.timeout(20):
@@ -163,8 +166,6 @@ async def test_a_program_that_was_taken_over_is_watched_too(
     monkeypatch.setattr(probe, "TIMEOUT_S", 0.2)
     talker = replace(here.service("a", TALKER), ready=Probe(here.folder / "a", line="hello"))
     await here.supervisor(talker).start()
-    for watcher in here.supervisors[-1]._watchers:
-        watcher.cancel()
     here.forget()
     await here.supervisor(talker).start()
     assert here.lines[-1] == "a: still running, kept"
