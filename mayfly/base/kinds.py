@@ -57,6 +57,13 @@ class Kind:
     site: tuple[str, ...] = ()
 
 
+# Of Go's tools, those for looking into programs; builds and tests need none of them.
+_GO_TOOLS = ("addr2line", "buildid", "distpack", "doc", "fix", "nm", "objdump", "pprof", "trace")
+_GO_PACKAGES = (
+    "database/sql", "embed", "encoding/csv", "encoding/json", "encoding/xml", "expvar", "flag",
+    "html/template", "log/slog", "net/http", "os/exec", "os/signal", "testing",
+)  # fmt: skip
+
 # Commands, folders and environment are those of the images that Dockerfiles are written for (Docker
 # Hub's python, rust, node, golang), so that a Dockerfile changes in its FROM line only.
 KINDS: Mapping[str, Kind] = {
@@ -102,9 +109,10 @@ KINDS: Mapping[str, Kind] = {
         ),
         site=("npm",),
     ),
-    # The standard library is there compiled: Go ships none since 1.20, and a fresh VM has no build
-    # cache, so each build would begin with it (27 s of CPU for net/http, more than most services).
-    # `installgoroot=all` makes Go look for it, and is no setting of any other program.
+    # What services use of the standard library is there compiled: Go ships none of it since 1.20,
+    # and a fresh VM has no build cache, so each build would begin with it (27 s of CPU for
+    # net/http, more than most services need). `installgoroot=all` makes Go look for it, and is no
+    # setting of any other program. The rest, and Go's own tests and sources, are dead weight.
     "go": Kind(
         packages=("ca-certificates", "golang-go"),
         command=("bash",),
@@ -112,11 +120,10 @@ KINDS: Mapping[str, Kind] = {
         path=("/go/bin", "/usr/local/go/bin"),
         exclude=("/usr/share/go-*/api/*", "/usr/share/go-*/src/cmd/*", "/usr/share/go-*/test/*",
                  "/usr/share/go-*/testdata/*", "/usr/share/go-*_test.go",
-                 "/usr/lib/go-*/pkg/tool/*/distpack", "/usr/lib/go-*/pkg/tool/*/pprof",
-                 "/usr/lib/go-*/pkg/tool/*/trace"),
+                 *(f"/usr/lib/go-*/pkg/tool/*/{tool}" for tool in _GO_TOOLS)),
         folders={"go": 0o1777, "go/bin": 0o1777, "go/src": 0o1777},
         links={"usr/local/go": "/usr/lib/go"},
-        prepare=("go", "install", "std"),
+        prepare=("sh", "-ec", f"go install $(go list -deps {' '.join(_GO_PACKAGES)})"),
         # Without /proc Go does not find its own place; /run is no part of an image.
         prepare_env={"GOROOT": "/usr/lib/go", "GOCACHE": "/run/build", "HOME": "/run",
                      "GOTELEMETRY": "off"},

@@ -113,7 +113,7 @@ def _make(
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     if kind.prepare:
-        what = " ".join(kind.prepare)
+        what = f"preparing base image {name}"
         progress(what)
         in_root(
             root,

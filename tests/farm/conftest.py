@@ -66,14 +66,16 @@ class Farm:
     env: dict[str, str]
     prefix: Sequence[str] = ()
 
-    def mayfly(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def mayfly(
+        self, *words: str | Path, check: bool = True, timeout_s: float = 550
+    ) -> subprocess.CompletedProcess[str]:
         """Run `mayfly WORDS` to its end."""
         done = subprocess.run(
             self.command(*words),
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=550,
+            timeout=timeout_s,
             check=False,
         )
         assert not check or done.returncode == 0, done.stderr
