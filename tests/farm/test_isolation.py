@@ -66,6 +66,8 @@ def fenced(ground: Ground) -> Iterator[Farm]:
     settings = {
         "MAYFLY_NETWORK__RESOLVERS": json.dumps([RESOLVER]),
         "MAYFLY_NETWORK__ALLOW": json.dumps([f"{ALLOWED}/32"]),
+        # Nobody keeps a lease here: it has to last for as long as the probes.
+        "MAYFLY_LEASE__GRACE_S": "300",
     }
     with running_farm(settings, ground.prefix, root_the_newest) as farm:
         yield farm
@@ -133,14 +135,15 @@ def closed_to(farm: Farm, neighbour: network.Link) -> list[Target]:
     return closed
 
 
-def shown_to_answer(farm: Farm, ground: Ground, neighbour: network.Link) -> None:
+def shown_to_answer(
+    farm: Farm, ground: Ground, neighbour: network.Link, of_neighbour: list[Target]
+) -> None:
     """All of it answers from where it may be asked for: to the machine, to the neighbour itself."""
     wanted = [*OPEN[2:], *in_the_world(), *on_the_machine(neighbour), *on_loopback(farm)]
     found = ground.on_machine(lambda: probe.attempts(wanted))
     assert answered(found) == names(wanted), found
-    own = [*kinds(neighbour.guest_address), ("tcp", "127.0.0.1", network.SSH_PORT)]
-    found = in_namespace(neighbour.namespace, lambda: probe.attempts(own))
-    assert answered(found) == names(own), found
+    found = in_namespace(neighbour.namespace, lambda: probe.attempts(of_neighbour))
+    assert answered(found) == names(of_neighbour), found
 
 
 def nothing_else_left(ground: Ground) -> None:
@@ -164,11 +167,14 @@ def beside_a_neighbour(farm: Farm, ground: Ground, use: Any) -> None:
 
     def run(view: LeaseJson, relay: ssh.Relay, key: asyncssh.SSHKey) -> None:
         neighbour = of_its_own(farm, view)
+        of_neighbour = [*kinds(neighbour.guest_address), ("tcp", "127.0.0.1", network.SSH_PORT)]
         with answering(ground.machine), answering(neighbour.namespace):
-            shown_to_answer(farm, ground, neighbour)
+            shown_to_answer(farm, ground, neighbour, of_neighbour)
             ground.forget()
             use(neighbour)
             nothing_else_left(ground)
+            found = in_namespace(neighbour.namespace, lambda: probe.attempts(of_neighbour))
+            assert answered(found) == names(of_neighbour), "the neighbour has gone meanwhile"
 
     ground.on_machine(lambda: with_runner(farm, run))
 
