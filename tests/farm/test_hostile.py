@@ -96,7 +96,7 @@ def in_guest(farm: Farm, use: Callable[[Guest], None], size: str = "t1") -> None
 
 NO_AGENT = """\
 systemctl mask --runtime mayfly-agent 2>/dev/null
-systemctl kill -s KILL mayfly-agent
+systemctl kill --kill-whom=main -s KILL mayfly-agent
 systemctl stop mayfly-agent
 rm -f /usr/sbin/poweroff /usr/sbin/halt /usr/sbin/reboot /usr/lib/systemd/systemd-shutdown
 """
