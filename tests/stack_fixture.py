@@ -48,6 +48,7 @@ from mayfly.registry.tokens import Signer
 from mayfly.stack import registry, seaweed
 from mayfly.stack.lifecycle import make_state
 from mayfly.stack.supervise import Supervisor
+from mayfly.vm.protocol import runner_to_json
 from mayfly.vm.provider import Progress
 
 T = TypeVar("T")
@@ -103,9 +104,7 @@ class FakeHost:
         self.ssh[runner] = ssh_port
 
     async def list(self, request: Any, progress: Progress) -> tuple[dict[str, Any], None]:
-        names = [{"name": n, "size": "t1", "ready": True, "ssh_host_key": "", "timings_s": {}}
-                 for n in self.ssh]  # fmt: skip
-        return {"runners": names}, None
+        return {"runners": [runner_to_json(Runner(name, "t1", True)) for name in self.ssh]}, None
 
     async def dial(self, request: Any, progress: Progress) -> tuple[dict[str, Any], socket.socket]:
         name = self._known(request)

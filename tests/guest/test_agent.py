@@ -64,7 +64,8 @@ class Acts:
             with os.fdopen(keys) as lines:
                 self.done.append(("keys", json.loads(lines.readline())))
 
-        threading.Thread(target=sshd, daemon=True).start()
+        self.sshd = threading.Thread(target=sshd, daemon=True)
+        self.sshd.start()
         self.said = said
         return Sshd(tell, hear)
 
@@ -248,6 +249,7 @@ def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
     own = root / "run/mayfly"
     assert (own / "machine-id").read_text() == "0123456789abcdef" * 2 + "\n"
+    acts.sshd.join(30)
     keys = {
         "host_key": PEM.format("OPENSSH PRIVATE KEY"),
         "authorized_key": "ssh-ed25519 AAAA lease",

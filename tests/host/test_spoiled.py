@@ -35,6 +35,8 @@ class Here:
         self.templates = self.images = 0
         self.seals = Seals()
         self.image = make_image(state, "2026-11-24")
+        (state / "ca").mkdir()
+        (state / "ca" / "ca.crt").write_text("a certificate")
 
     async def ensure(self) -> Template:
         return await ensure(self.config, FOUND, self.said.append, self.seals)
