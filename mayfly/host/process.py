@@ -130,6 +130,18 @@ class Launch:
             self._complaints = -1
 
 
+def folder_of(uid: int, path: Path) -> None:
+    """Make a folder in which `uid` (with the group of that number) may make files."""
+    path.mkdir()
+    path.chmod(0o710)
+    os.chown(path, uid, uid)
+
+
+def close_folder(path: Path, uid: int) -> None:
+    """Let `uid` make no more files in its folder; it opens those that are there, at any moment."""
+    os.chown(path, 0, uid)
+
+
 async def run(*argv: str, stdin: str = "") -> str:
     """Run a program to its end and return its standard output.
 

@@ -36,7 +36,7 @@ from mayfly.host.deadline import LATE_S, boottime, guard
 from mayfly.host.fence import Surroundings
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import Monitor, monitor
-from mayfly.host.process import Launch, end, end_named, exited
+from mayfly.host.process import Launch, close_folder, end, end_named, exited, folder_of
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.relief import relief
 from mayfly.host.template import Template
@@ -158,7 +158,10 @@ class Runners:
                     record = await making
             except BaseException as error:
                 making.cancel()
+                died = self._died(name) if isinstance(error, InfrastructureError) else None
                 await asyncio.shield(self._undo(name))
+                if died is not None:
+                    raise died from None
                 if isinstance(error, TimeoutError):
                     raise InfrastructureError(f"no runner within {START_S} s") from None
                 if making.cancelled() and not _cancelled():
@@ -180,6 +183,14 @@ class Runners:
             self._groups.hold(record.name, ceiling(record.cpus, record.memory_bytes))
         except (OSError, InfrastructureError) as error:
             log.error("runner without its watchdog", runner=record.name, error=str(error))
+
+    def _died(self, runner: str) -> InfrastructureError | None:
+        """What QEMU said when it ended by itself while the runner was made; None when it lives."""
+        launch = self._launches.get(runner)
+        if launch is None or launch.process.alive():
+            return None
+        words = launch.complaints().strip().splitlines()[-1:] or ["no message"]
+        return InfrastructureError(f"QEMU ended while the runner was made: {words[0][:300]}")
 
     async def _undo(self, runner: str) -> None:
         """Unmake what `create` has made. The record, and with it the slot, goes last."""
@@ -262,9 +273,9 @@ class Runners:
         directory = self._directory(record.name)
         directory.mkdir(parents=True)
         own = directory / "qemu"
-        own.mkdir(mode=0o700)
-        self._keep(record)
         link, uid = network.link(self._config, record.slot), FIRST_UID + record.slot
+        folder_of(uid, own)
+        self._keep(record)
         around = await network.surroundings(self._config)
         await self.fence.follow(around)
 
@@ -276,14 +287,12 @@ class Runners:
                 self._disks(template, own),
                 network.make_namespace(self._config, link, around),
             )
-            for path in (own, disks.root, disks.scratch):
+            for path in (disks.root, disks.scratch):
                 os.chown(path, uid, uid)
 
         with phase("qemu"):
             await launch.go(own / "qmp.sock")
-            # It has what it needs: whoever breaks out into QEMU makes no more files here.
-            os.chown(own, 0, uid)
-            own.chmod(0o710)
+            close_folder(own, uid)  # nor does whoever breaks out into QEMU make files there
             async with monitor(own / "qmp.sock") as qemu:
                 with phase("restore"):
                     await qemu.load(template.state)

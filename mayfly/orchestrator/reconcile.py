@@ -31,6 +31,9 @@ EDGE_TICK_S = 2.0
 LIST_TIMEOUT_S = 10.0
 DESTROY_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 10.0
+CREATE_ATTEMPTS = 3
+"""How often a runner is begun before its build ends: a VM that dies while it is made costs nothing
+but a second, for no step of the build has run."""
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = structlog.get_logger("orchestrator")
@@ -204,8 +207,19 @@ class Reconciler:
         until = self._clock() + timedelta(seconds=self._limits.create_timeout_s)
 
         async def make() -> Runner:
-            await self._prepare(lease.id)
-            return await self._provider.create(spec)
+            for attempt in range(1, CREATE_ATTEMPTS + 1):
+                await self._prepare(lease.id)
+                try:
+                    return await self._provider.create(spec)
+                except Unreachable:
+                    raise
+                except InfrastructureError as error:
+                    if attempt == CREATE_ATTEMPTS or self._clock() >= until:
+                        raise
+                    self._metrics.called("create", error.code)
+                    log.warning("begun anew", runner=lease.runner, error=str(error))
+                    self._ledger.tell(lease.id, f"{error}; beginning anew")
+            raise AssertionError("the last attempt returns or raises")
 
         async def attach() -> None:
             await self._edge.attach(lease.runner)

@@ -47,6 +47,7 @@ async def leased(
         try:
             view = await holder.lease(asked["id"], wait_s=25, since="creating")
             while view["state"] != "ready":
+                assert view["state"] in ("queued", "creating"), view["reason"]
                 await holder.heartbeat(asked["id"])
                 view = await holder.lease(asked["id"], wait_s=5, since=view["state"])
             yield view, ssh.relay_of(view, api.tls)

@@ -6,10 +6,12 @@ import asyncio
 import os
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from mayfly.host import argv
 from mayfly.host.cgroup import Groups, ceiling
 from mayfly.host.deadline import boottime, guard
 from mayfly.host.monitor import monitor
-from mayfly.host.process import Launch, exited
+from mayfly.host.process import Launch, close_folder, exited, folder_of
 from mayfly.model import GIB
 from mayfly.pid import ProcessId
 
@@ -46,8 +48,9 @@ async def fenced() -> AsyncIterator[Fenced]:
         pytest.fail("fences need root")
     if shutil.which("qemu-system-x86_64") is None:
         pytest.fail("QEMU is not installed")
-    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    os.chown(folder, UID, UID)
+    around = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    around.chmod(0o711)
+    folder_of(UID, folder := around / "qemu")
     groups = Groups.open(f"test-{secrets.token_hex(4)}", 20)
     qmp = folder / "qmp.sock"
     launch = Launch(
@@ -67,13 +70,12 @@ async def fenced() -> AsyncIterator[Fenced]:
     )
     try:
         await launch.go(qmp)
-        os.chown(folder, 0, UID)
-        folder.chmod(0o710)
+        close_folder(folder, UID)
         yield Fenced(launch, groups, folder)
     finally:
         await groups.close()
         launch.close()
-        shutil.rmtree(folder)
+        shutil.rmtree(around)
 
 
 async def test_qemu_is_what_its_fences_say(fenced: Fenced) -> None:
@@ -103,6 +105,31 @@ async def test_qemu_answers_and_makes_no_more_files(fenced: Fenced) -> None:
         "touch", str(fenced.folder / "more"), user=UID, group=UID, stderr=asyncio.subprocess.DEVNULL
     )
     assert await probe.wait() != 0
+
+
+def test_a_folder_is_closed_without_a_moment_in_which_its_files_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU opens its disks while the host closes the folder: it ended now and then."""
+    folder = tmp_path / "qemu"
+    folder_of(UID, folder)
+    may_pass = []
+
+    def seen(call: Callable[..., None]) -> Callable[..., None]:
+        def watched(*words: Any, **named: Any) -> None:
+            call(*words, **named)
+            status = folder.stat()
+            owner = status.st_uid == UID and status.st_mode & stat.S_IXUSR
+            group = status.st_gid == UID and status.st_mode & stat.S_IXGRP
+            may_pass.append(bool(owner or group))
+
+        return watched
+
+    for name in ("chown", "chmod"):
+        monkeypatch.setattr(os, name, seen(getattr(os, name)))
+    close_folder(folder, UID)
+    assert may_pass
+    assert all(may_pass)
 
 
 async def test_its_watchdog_ends_it_and_its_groups_go(fenced: Fenced) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mayfly.errors import InfrastructureError, MachineUnfit, Unreachable
 from mayfly.model import GIB, LeaseRequest, Observed, Operation, Outcome, Runner, RunnerSpec
 from mayfly.orchestrator import reconcile, states
+from mayfly.orchestrator.reconcile import CREATE_ATTEMPTS
 from mayfly.vm.fake import Fake
 from tests.orchestrator.leases import KEY, Clock, FakeEdge, Farm, configuration, farm
 
@@ -79,12 +80,22 @@ async def test_a_provider_that_fails_ends_the_lease_with_its_message(
     tmp_path: Path, error: Exception, outcome: Outcome, step: str
 ) -> None:
     provider = Fake()
-    provider.fail(step, error)
+    provider.fail(step, error, times=CREATE_ATTEMPTS)
     async with farm(configuration(tmp_path), provider) as f:
         row = await f.until(lease_id := await ask(f), "ended")
         assert row.outcome is outcome
         assert str(error) in row.reason
         assert ("destroy", f"{lease_id}-1") in provider.calls
+
+
+async def test_a_runner_that_dies_while_it_is_made_is_begun_anew(tmp_path: Path) -> None:
+    provider = Fake()
+    provider.fail("create", InfrastructureError("QEMU ended"), times=CREATE_ATTEMPTS - 1)
+    async with farm(configuration(tmp_path), provider) as f:
+        await f.until(lease_id := await ask(f), "ready")
+        told = ("QEMU ended; beginning anew",) * (CREATE_ATTEMPTS - 1)
+        assert f.ledger.hub.lines(lease_id) == told
+        assert provider.calls.count(("create", f"{lease_id}-1")) == CREATE_ATTEMPTS
 
 
 @pytest.mark.parametrize("step", ["prepare", "create"])
@@ -465,7 +476,7 @@ async def _one(f: Farm, size: str, move: str) -> None:
     lease_id = await ask(f, size=size)
     runner = f"{lease_id}-1"
     if move == "fail":
-        f.provider.fail("create", InfrastructureError("no"), runner=runner)
+        f.provider.fail("create", InfrastructureError("no"), runner=runner, times=CREATE_ATTEMPTS)
     if move == "busy":
         f.provider.fail("destroy", InfrastructureError("busy"), runner=runner)
     while states.word(f.ledger.get(lease_id)) in ("queued", "creating"):  # noqa: ASYNC110
