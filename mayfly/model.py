@@ -98,8 +98,41 @@ OUTCOME_EXIT: Mapping[Outcome, int | None] = {
 
 
 @dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What a repo's `.build-spec.ncl` declares; None is what it leaves to Mayfly.
+
+    Memory and disk are in GiB and the budget in minutes, as people write them there.
+    """
+
+    schema_version: int = 1
+    cpu: int | None = None
+    memory_gb: float | None = None
+    disk_gb: float | None = None
+    time_budget_min: float | None = None
+    cache_keys: tuple[str, ...] = ()
+    oom_retry: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one attempt of a build took, as its runner saw it (buildkitd's cgroup).
+
+    `memory_bytes` is the highest sampled anon + shmem + slab_unreclaimable, which is what the
+    build needed; `memory_peak_bytes` is the kernel's memory.peak, page cache included, and never
+    decides anything. `cpu` is the 95th percentile of the vCPUs used on average in each 10 s.
+    """
+
+    memory_bytes: int
+    memory_peak_bytes: int
+    cpu: float
+    disk_bytes: int
+    oom_kills: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a client asks for. `size` is a rung's name, or empty for the default rung."""
+    """What a client asks for. `size` is a rung's name, or empty for what sizing decides."""
 
     repo: str
     ssh_public_key: str
@@ -108,6 +141,7 @@ class LeaseRequest:
     event: str = "manual"
     target: str = ""
     languages: tuple[str, ...] = ()
+    spec: BuildSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
-from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome, Size
+from mayfly.model import BuildSpec, Desired, Lease, LeaseRequest, Observed, Operation, Outcome, Size
 from mayfly.store.ballast import Ballast
 
 SCHEMA_VERSION = 1
@@ -253,6 +253,8 @@ def _row(lease: Lease) -> dict[str, Any]:
 def _lease(row: sqlite3.Row) -> Lease:
     request = json.loads(row["request"])
     request["languages"] = tuple(request["languages"])
+    if (spec := request.get("spec")) is not None:
+        request["spec"] = BuildSpec(**spec | {"cache_keys": tuple(spec["cache_keys"])})
     return Lease(
         id=row["id"],
         request=LeaseRequest(**request),
