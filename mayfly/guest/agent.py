@@ -18,6 +18,7 @@ instruction that runs for the first time costs.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -57,8 +58,7 @@ RESTING = ("systemd-udevd.service", "systemd-journald.service")
 OWN = "run/mayfly"
 IDENTIFIED = f"{OWN}/identified"
 SCRATCH = "/scratch"
-LOGIN_S = 10.0
-"""A client logs in at once; whoever waits longer has the rest done meanwhile."""
+MEMORY = "sys/devices/system/memory"
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
@@ -336,6 +336,24 @@ def set_cpus(online: int, root: Path = Path("/sys/devices/system/cpu")) -> None:
             switch.write_text(wanted)
 
 
+def hold_memory(root: Path) -> None:
+    """Let memory that is plugged in from now on wait: to take it in means to write its map."""
+    write_file(root / MEMORY / "auto_online_blocks", "offline")
+
+
+def take_memory(root: Path) -> None:
+    """Take in what waits, and from now on what is plugged in at once. Blocks that do not come
+    are left out (no room for their map).
+
+    Raises OSError where the kernel has no memory hot-plug.
+    """
+    write_file(root / MEMORY / "auto_online_blocks", "online")
+    for block in sorted((root / MEMORY).glob("memory[0-9]*"), key=lambda path: int(path.name[6:])):
+        with contextlib.suppress(OSError):
+            if (block / "state").read_text() == "offline\n":
+                write_file(block / "state", "online")
+
+
 class Agent:
     """Answers one request at a time. `root` is / but in tests."""
 
@@ -405,6 +423,7 @@ class Agent:
         write_file(self._root / OWN / "registry-ca.pem", authority)
         buildkit_answers(60)
         self._sshd = self._kernel.start_sshd()
+        hold_memory(self._root)
         set_cpus(online)
         os.sync()
         answer = {"boot_id": boot_id(self._root)}
@@ -446,7 +465,8 @@ class Agent:
     def _settle(self, identity: Identity, seconds_left: float, sshd: Sshd) -> None:
         """After the answer: the deadline; after the first login, what a build can begin without.
 
-        Under emulation the login would take twice as long beside it.
+        Under emulation the login would take twice as long beside it, and a runner that nobody
+        logs in to needs none of it.
         """
         deadline = threading.Timer(max(0.0, seconds_left), self._kernel.power_off)
         deadline.daemon = True
@@ -456,11 +476,12 @@ class Agent:
             lambda: self._kernel.rest(False),
             lambda: write_file(self._root / "proc/self/oom_score_adj", "-1000"),
             lambda: set_cpus(identity.cpus),
+            lambda: take_memory(self._root),
             lambda: self._kernel.resize_filesystem(SCRATCH, identity.disk_bytes),
         )
 
         def grow() -> None:
-            says(sshd.hear, b"login", LOGIN_S)
+            says(sshd.hear, b"login")
             for step in steps:
                 try:
                     step()
@@ -474,11 +495,12 @@ class Agent:
         return {}
 
 
-def says(fd: int, word: bytes, timeout_s: float) -> bool:
-    """Whether `word` is the next line from `fd`, within so many seconds."""
-    line, end = b"", time.monotonic() + timeout_s
+def says(fd: int, word: bytes, timeout_s: float | None = None) -> bool:
+    """Whether `word` is the next line from `fd`, within so many seconds where that is limited."""
+    line, end = b"", time.monotonic() + (timeout_s or 0)
     while not line.endswith(b"\n"):
-        if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+        left = None if timeout_s is None else max(0.0, end - time.monotonic())
+        if not select.select([fd], [], [], left)[0]:
             return False
         byte = os.read(fd, 1)
         if not byte:

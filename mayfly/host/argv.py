@@ -15,9 +15,6 @@ from mayfly.model import MIB
 DIMM_SLOTS = 16
 """Slots for memory that is plugged in, before a clone runs and while it grows (QEMU: 256)."""
 
-MAP_RATIO = 64
-"""Bytes of new memory that one byte of its map describes (64 bytes of `struct page` per 4 KiB)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -177,21 +174,6 @@ def _blockdev(node: str, path: Path, format_: str) -> str:
             "file": {"driver": "file", "filename": str(path), "cache": {"no-flush": True}},
         }
     )
-
-
-def dimms(boot_bytes: int, total_bytes: int) -> tuple[int, ...]:
-    """The sizes of the DIMMs that bring a VM from its boot memory to its size's, in order.
-
-    The map of a DIMM is taken from the memory that is there before it, so none is larger than
-    what an eighth of that can describe. Nothing for a size at or below the boot memory.
-    """
-    sizes: list[int] = []
-    have = boot_bytes
-    while have < total_bytes:
-        step = min(total_bytes - have, have * MAP_RATIO // 8)
-        sizes.append(step)
-        have += step
-    return tuple(sizes)
 
 
 LAUNCH = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +71,22 @@ class Monitor:
         await self._client.execute("migrate-incoming", {"uri": f"file:{state}"})
         await self._migrated()
 
-    async def plug_memory(self, sizes: Sequence[int]) -> None:
-        """Plug one DIMM for each size in bytes."""
-        for number, size in enumerate(sizes):
-            await self._client.execute(
-                "object-add",
-                {
-                    "qom-type": "memory-backend-ram",
-                    "id": f"dimm{number}-ram",
-                    "size": size,
-                    "reserve": False,
-                },
-            )
-            await self._client.execute(
-                "device_add",
-                {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": f"dimm{number}-ram"},
-            )
+    async def plug_memory(self, name: str, size_bytes: int) -> None:
+        """Plug one DIMM, whose `name` no other has; nothing for a size of 0."""
+        if size_bytes <= 0:
+            return
+        await self._client.execute(
+            "object-add",
+            {
+                "qom-type": "memory-backend-ram",
+                "id": f"{name}-ram",
+                "size": size_bytes,
+                "reserve": False,
+            },
+        )
+        await self._client.execute(
+            "device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-ram"}
+        )
 
     async def resume(self) -> None:
         """Let the guest run."""

@@ -298,7 +298,7 @@ class Runners:
                     await qemu.load(template.state)
                 with phase("memory"):
                     boot = template.shape.hardware.boot_memory_bytes
-                    await qemu.plug_memory(argv.dimms(boot, spec.size.memory_bytes))
+                    await qemu.plug_memory("dimm0", spec.size.memory_bytes - boot)
                 async with agent(own / "agent.sock") as guest:
                     await qemu.resume()
                     with phase("identity"):

@@ -104,6 +104,9 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "proc/kallsyms").write_text(KALLSYMS)
     (tmp_path / "proc/iomem").write_text(IOMEM)
     (tmp_path / "proc/self/oom_score_adj").write_text("0")
+    for block, state in (("memory0", "online\n"), ("memory9", "offline\n")):
+        (tmp_path / agent.MEMORY / block).mkdir(parents=True)
+        (tmp_path / agent.MEMORY / block / "state").write_text(state)
     return tmp_path
 
 
@@ -321,7 +324,6 @@ def test_a_guest_settles_when_somebody_has_logged_in(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
-    monkeypatch.setattr(agent, "LOGIN_S", 60)
     acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
@@ -329,12 +331,17 @@ def test_a_guest_settles_when_somebody_has_logged_in(
     guest.after_reply()
     threading.Event().wait(0.1)
     assert "resize" not in acts.names()
+    assert (root / agent.MEMORY / "memory9/state").read_text() == "offline\n"
     acts.login()
     for _ in range(500):
         if "resize" in acts.names():
-            return
+            break
         threading.Event().wait(0.01)
-    pytest.fail("it did not settle")
+    else:
+        pytest.fail("it did not settle")
+    assert (root / agent.MEMORY / "auto_online_blocks").read_text() == "online"
+    assert (root / agent.MEMORY / "memory9/state").read_text() == "online"
+    assert (root / agent.MEMORY / "memory0/state").read_text() == "online\n", "it was there"
 
 
 def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
@@ -350,6 +357,7 @@ def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     assert answer == {"id": 1, "ok": True, "boot_id": agent.boot_id(root)}
     assert (root / "run/mayfly/registry-ca.pem").read_text() == PEM.format("X")
     assert acts.names() == ["mount", "sshd", "rest"]
+    assert (root / agent.MEMORY / "auto_online_blocks").read_text() == "offline"
     guest.handle(json.dumps(identity()).encode())
     assert acts.names().count("sshd") == 1, "the server that waited got the keys"
     refused = guest.handle(json.dumps(freeze | {"registry_ca_pem": "x"}).encode())

@@ -1,4 +1,4 @@
-"""The shape of a VM: what template and clone must share, and how memory is cut into DIMMs."""
+"""The shape of a VM: what template and clone must share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from mayfly.host import argv
-from mayfly.model import GIB, MIB
+from mayfly.model import GIB
 
 HARDWARE = argv.Hardware(
     qemu_version="10.0.2",
@@ -64,22 +61,6 @@ def test_every_device_has_an_address_of_its_own() -> None:
     pci = [v for o, v in pairs(FROZEN) if o == "-device" and ("pci" in v or "pcie" in v)]
     addresses = [v.rpartition("addr=")[2].partition(",")[0] for v in pci]
     assert len(set(addresses)) == len(addresses) == 6
-
-
-@given(
-    boot=st.integers(4, 64).map(lambda n: n * 128 * MIB),
-    more=st.integers(0, 8192).map(lambda n: n * 128 * MIB),
-)
-def test_dimms_add_up_and_each_can_be_described_by_what_is_there(boot: int, more: int) -> None:
-    sizes = argv.dimms(boot, boot + more)
-    assert sum(sizes) == more
-    have = boot
-    for size in sizes:
-        assert size > 0
-        assert size % (128 * MIB) == 0
-        assert size / argv.MAP_RATIO <= have / 8
-        have += size
-    assert len(sizes) <= argv.DIMM_SLOTS
 
 
 def confined(**more: Any) -> list[str]:
