@@ -53,8 +53,9 @@ SSHD_ENVIRONMENT = {
     "SHELL": "/bin/sh",
     "USER": "build",
 }
-# They would answer a clone's new clock, memory and vmgenid just when it should answer its host.
-RESTING = ("systemd-udevd.service", "systemd-journald.service")
+# They would answer a clone's new clock, memory and vmgenid, or what their timers missed, just when
+# it should answer its host.
+RESTING = ("systemd-udevd.service", "systemd-journald.service", "buildkitd.service")
 OWN = "run/mayfly"
 IDENTIFIED = f"{OWN}/identified"
 SCRATCH = "/scratch"
@@ -595,9 +596,8 @@ def real_kernel() -> Kernel:
 
     def rest(yes: bool) -> None:
         for unit in RESTING:
-            processes = Path("/sys/fs/cgroup/system.slice", unit, "cgroup.procs")
-            for process in processes.read_text().split():
-                os.kill(int(process), signal.SIGSTOP if yes else signal.SIGCONT)
+            switch = Path("/sys/fs/cgroup/system.slice", unit, "cgroup.freeze")
+            write_file(switch, "1" if yes else "0")
 
     def start_sshd() -> Sshd:
         """Returns when it has rehearsed and waits."""

@@ -82,6 +82,8 @@ class Runners:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._launches: dict[str, Launch] = {}
         self._groups = groups
+        # A clone that wakes keeps a core busy; more of them at once only make each other late.
+        self._turns = asyncio.Semaphore(machine.cores)
 
     def list(self) -> tuple[Runner, ...]:
         """Every VM, those under way and those that were ended but not destroyed too."""
@@ -151,11 +153,10 @@ class Runners:
                 cpus=spec.size.cpus,
                 memory_bytes=spec.size.memory_bytes,
             )
-            making = asyncio.create_task(self._clone(self._records[name], spec, template))
+            making = asyncio.create_task(self._in_turn(self._records[name], spec, template))
             self._making[name] = making
             try:
-                async with asyncio.timeout(START_S):
-                    record = await making
+                record = await making
             except BaseException as error:
                 making.cancel()
                 died = self._died(name) if isinstance(error, InfrastructureError) else None
@@ -266,6 +267,11 @@ class Runners:
 
     def _directory(self, runner: str) -> Path:
         return self._config.state / "vms" / runner
+
+    async def _in_turn(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
+        """`_clone` once its turn has come. Raises `TimeoutError` when it then takes too long."""
+        async with self._turns, asyncio.timeout(START_S):
+            return await self._clone(record, spec, template)
 
     async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
         """The steps of making a runner, in order. Each leaves something that `_unmake` removes."""
