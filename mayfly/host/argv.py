@@ -15,6 +15,9 @@ from mayfly.model import MIB
 DIMM_SLOTS = 16
 """Slots for memory that is plugged in, before a clone runs and while it grows (QEMU: 256)."""
 
+BLOCK_BYTES = 128 * MIB
+"""Linux takes plugged memory in by whole blocks, of that size on x86-64 (memory-hotplug.rst)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:

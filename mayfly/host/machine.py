@@ -13,7 +13,7 @@ from pathlib import Path
 from mayfly import ladder
 from mayfly.config import Config
 from mayfly.errors import MachineUnfit
-from mayfly.host.argv import Hardware
+from mayfly.host.argv import BLOCK_BYTES, Hardware
 from mayfly.ladder import Room
 from mayfly.model import MIB
 
@@ -177,6 +177,6 @@ def hardware(config: Config, machine: Machine) -> Hardware:
         cpu_model="host,migratable=on" if kvm else "max",
         cpus=max(s.cpus for s in fit),
         boot_memory_bytes=boot,
-        max_memory_bytes=boot + there.memory_bytes // (128 * MIB) * (128 * MIB),
+        max_memory_bytes=boot + there.memory_bytes // BLOCK_BYTES * BLOCK_BYTES,
         host_cpu=machine.cpu if kvm else "",
     )

@@ -71,10 +71,12 @@ class Monitor:
         await self._client.execute("migrate-incoming", {"uri": f"file:{state}"})
         await self._migrated()
 
-    async def plug_memory(self, name: str, size_bytes: int) -> None:
-        """Plug one DIMM, whose `name` no other has; nothing for a size of 0."""
+    async def plug_memory(self, size_bytes: int) -> None:
+        """Plug one DIMM; nothing for a size of 0."""
         if size_bytes <= 0:
             return
+        there: Any = await self._client.execute("query-memory-devices")
+        name = f"dimm{len(there)}"
         await self._client.execute(
             "object-add",
             {
@@ -87,6 +89,11 @@ class Monitor:
         await self._client.execute(
             "device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-ram"}
         )
+
+    async def memory_bytes(self) -> int:
+        """All memory that the VM has, what was plugged in included."""
+        answer: Any = await self._client.execute("query-memory-size-summary")
+        return int(answer["base-memory"]) + int(answer.get("plugged-memory", 0))
 
     async def resume(self) -> None:
         """Let the guest run."""

@@ -216,6 +216,24 @@ class Runners:
                 self._records.pop(runner, None)
                 log.info("runner destroyed", runner=runner)
 
+    async def grow(self, runner: str, memory_bytes: int) -> None:
+        """See that a runner has that much memory in all, rounded up to what a guest can take in.
+
+        Nothing when it has; memory is never taken away. The guest's kernel finds it by itself,
+        some tenths of a second later. Raises `NotFound` when there is no such runner,
+        `InfrastructureError` when its QEMU refuses (no slot is free, say).
+        """
+        async with self._lock(runner):
+            record = self._records.get(runner)
+            if record is None or not record.alive:
+                raise NotFound(f"there is no runner {runner}")
+            wanted = -(-memory_bytes // argv.BLOCK_BYTES) * argv.BLOCK_BYTES
+            self._groups.hold(runner, ceiling(record.cpus, max(wanted, record.memory_bytes)))
+            async with monitor(self._directory(runner) / "qemu/qmp.sock") as qemu:
+                await qemu.plug_memory(wanted - await qemu.memory_bytes())
+            self._keep(replace(record, memory_bytes=max(wanted, record.memory_bytes)))
+            log.info("runner grown", runner=runner, memory_bytes=wanted)
+
     async def dial(self, runner: str) -> socket.socket:
         """A socket connected to the runner's SSH server. Raises `NotFound` when it is gone."""
         link = self._link(runner)
@@ -304,7 +322,7 @@ class Runners:
                     await qemu.load(template.state)
                 with phase("memory"):
                     boot = template.shape.hardware.boot_memory_bytes
-                    await qemu.plug_memory("dimm0", spec.size.memory_bytes - boot)
+                    await qemu.plug_memory(spec.size.memory_bytes - boot)
                 async with agent(own / "agent.sock") as guest:
                     await qemu.resume()
                     with phase("identity"):

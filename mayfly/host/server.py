@@ -68,6 +68,7 @@ class Host:
             "prepare": self._prepare,
             "create": self._create,
             "destroy": self._destroy,
+            "grow": self._grow,
             "list": self._list,
         }
         self.dial: Mapping[str, Operation] = {
@@ -149,6 +150,13 @@ class Host:
 
     async def _destroy(self, request: Message, progress: Progress) -> tuple[Message, None]:
         await self._runners.destroy(_name(request))
+        return {}, None
+
+    async def _grow(self, request: Message, progress: Progress) -> tuple[Message, None]:
+        wanted = request.get("memory_bytes")
+        if not isinstance(wanted, int) or not 0 < wanted <= self._machine.memory_bytes:
+            raise UsageError("`memory_bytes` must be a number, and this machine must have them")
+        await self._runners.grow(_name(request), wanted)
         return {}, None
 
     async def _list(self, request: Message, progress: Progress) -> tuple[Message, None]:

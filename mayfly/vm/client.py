@@ -104,6 +104,10 @@ class ControlClient(_Client):
         """Unmake a runner; returns silently when there is none of that name."""
         await self._call({"op": "destroy", "runner": runner})
 
+    async def grow(self, runner: str, memory_bytes: int) -> None:
+        """Give a runner that much memory in all. Raises `NotFound` when there is none."""
+        await self._call({"op": "grow", "runner": runner, "memory_bytes": memory_bytes})
+
 
 class DialClient(_Client):
     """Ways into runners' namespaces, as sockets. For the edge, and for root."""

@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from mayfly import client, golden
+from mayfly import client, golden, ladder
 from mayfly.build import ssh
-from mayfly.errors import Denied
-from mayfly.model import LeaseRequest, Outcome
+from mayfly.errors import Denied, NotFound, UsageError
+from mayfly.model import GIB, LeaseRequest, Outcome
+from mayfly.vm.client import ControlClient
 from mayfly.wire import LeaseJson
 from tests.farm.conftest import Farm
 
@@ -88,6 +89,7 @@ async def facts(farm: Farm) -> dict[str, Any]:
         said = await asyncio.to_thread(farm.inside, runner, key, relay.host_key, FACTS)
         after = time.time()
     names = (*OWN[:-1], "clock", "cpus", "memory", "disk")
+    assert len(said.split()) == len(names), said
     found: dict[str, Any] = dict(zip(names, said.split(), strict=True))
     return found | {"host_key": relay.host_key, "before": before, "after": after}
 
@@ -182,6 +184,30 @@ def test_a_runner_has_the_size_that_was_asked_for(farm: Farm) -> None:
         return bool(farm.until(sized, 20))
 
     assert with_runner(farm, settled)
+
+
+def test_a_runner_can_be_given_memory_while_it_runs(farm: Farm) -> None:
+    host = ControlClient(farm.config.run / "host.sock")
+
+    def grown(view: LeaseJson, relay: ssh.Relay, key: asyncssh.SSHKey) -> None:
+        runner = f"{view['id']}-1"
+
+        def memory() -> int:
+            said = farm.inside(runner, key, relay.host_key, "grep MemTotal /proc/meminfo")
+            return int(said.split()[1]) * 1024
+
+        farm.until(lambda: memory() > 1.8 * GIB, 20)
+        for _ in range(2):  # the same again is nothing
+            asyncio.run(host.grow(runner, 3 * GIB - 1))
+        farm.until(lambda: 2.8 * GIB < memory() < 3 * GIB, 20)
+        asyncio.run(host.grow(runner, GIB))
+        assert memory() > 2.8 * GIB, "memory is never taken away"
+        with pytest.raises(UsageError, match="this machine must have them"):
+            asyncio.run(host.grow(runner, 2 * ladder.physical(farm.config.state)[0]))
+        with pytest.raises(NotFound):
+            asyncio.run(host.grow("nobody-1", GIB))
+
+    with_runner(farm, grown)
 
 
 def test_a_wrong_host_key_is_refused_by_the_client(farm: Farm) -> None:
