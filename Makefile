@@ -25,7 +25,7 @@ lint: setup ## check style, types and imports only
 	@$(venv)/lint-imports
 
 check-long: setup ## run the tests that `make test` has no time for
-	@$(venv)/pytest -m long --timeout 3600
+	@$(venv)/pytest -m 'long and not real' --timeout 3600
 
 check-real: setup ## run the tests that need zot, woodpecker-cli, nsc and surreal on PATH
 	@scripts/require zot woodpecker-cli nsc surreal
