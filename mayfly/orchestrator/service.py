@@ -44,6 +44,9 @@ from mayfly.wire import (
 LONGEST_WAIT_S = 25.0
 KEEP_ALIVE_S = 10.0
 BUILDS_SHOWN = 100
+ABOUT_S = 3.0
+"""How long the status waits for the machine's side, which may hang."""
+
 PAGE_LIFE = timedelta(days=1)
 """How much longer than the lease the address of its page is good."""
 
@@ -228,10 +231,11 @@ class Service:
             await asyncio.sleep(FOLLOW_S)
 
     async def status(self) -> StatusJson:
-        """All of it, for `mayfly status --json`."""
+        """All of it, for `mayfly status --json`; without the machine's side when that is silent."""
         try:
-            about = await self._about()
-        except InfrastructureError:  # the rest of the status is worth having
+            async with asyncio.timeout(ABOUT_S):
+                about = await self._about()
+        except (InfrastructureError, TimeoutError):
             about = About(accelerator="unknown", golden=None)
         return views.status(
             self._config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +22,7 @@ from mayfly.errors import (
     UsageError,
 )
 from mayfly.model import LeaseRequest, Outcome
-from mayfly.orchestrator import reconcile, states
+from mayfly.orchestrator import reconcile, service, states
 from mayfly.orchestrator.api import MAX_BODY_BYTES
 from mayfly.orchestrator.forms import CLAIMABLE, ReportForm
 from mayfly.orchestrator.logs import Logs
@@ -440,12 +440,19 @@ async def test_status_has_what_the_interface_names(f: Farm) -> None:
     assert status["registry"] == "registry.mayfly.internal:5000"
 
 
-async def test_status_does_without_the_machines_side(
-    f: Farm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def away() -> None:
-        raise Unreachable("the host does not answer")
+async def dead() -> None:
+    raise Unreachable("the host does not answer")
 
+
+async def hanging() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("away", [dead, hanging])
+async def test_status_does_without_the_machines_side(
+    f: Farm, monkeypatch: pytest.MonkeyPatch, away: Callable[[], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr(service, "ABOUT_S", 0.1)
     monkeypatch.setattr(f.service, "_about", away)
     status = await f.api.status()
     assert (status["accelerator"], status["golden"]) == ("unknown", None)
