@@ -41,7 +41,8 @@ Examples:
     mayfly build --mayfly-size medium --target test -o out .
 
   -t images/…              the name stands in Mayfly's registry; other names are left alone
-{OWN}  --mayfly-cache-key NAME  layer cache of the repo to use; default: the --target
+{OWN}  --mayfly-cache-key NAME  layer cache of the repo to use; default: the --target. It has
+                           what its last build had: give each Dockerfile its own
 
 {REST}
 All other flags: docker buildx build --help
