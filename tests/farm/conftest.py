@@ -210,8 +210,16 @@ def link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+LATER_FORWARD = """
+from mayfly.host import network
+before = network.forward_before()
+print((before if before.exists() else network.FORWARD).read_text())
+"""
+"""Prints what ip_forward will be when the last farm of the machine has gone."""
+
+
 def footprint(config: Config, prefix: Sequence[str] = ()) -> dict[str, Any]:
-    """All that a farm could leave on a machine besides its state."""
+    """All that a farm could leave on a machine besides its state, whatever others do meanwhile."""
 
     def output(*argv: str) -> str:
         return subprocess.run([*prefix, *argv], check=True, capture_output=True, text=True).stdout
@@ -230,10 +238,10 @@ def footprint(config: Config, prefix: Sequence[str] = ()) -> dict[str, Any]:
         "namespaces": sorted(path.name for path in namespaces),
         "rules": network.tag(config) in output("nft", "list", "tables"),
         "links": network.tag(config) in output("ip", "-br", "link"),
-        "routes": output("ip", "route"),
+        "routes": network.tag(config) in output("ip", "route"),
         "hosts": str(config.state) in Path("/etc/hosts").read_text(),
         "mounts": str(config.state) in Path("/proc/self/mounts").read_text(),
-        "ip_forward": output("cat", str(network.FORWARD)),
+        "ip_forward": output(sys.executable, "-c", LATER_FORWARD),
     }
 
 
