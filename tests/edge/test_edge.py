@@ -255,7 +255,7 @@ def test_the_registry_may_die_and_the_image_is_still_there(
         ("s3", signal.SIGKILL),
         ("registry", signal.SIGKILL),
         ("s3", signal.SIGSTOP),
-        pytest.param("registry", signal.SIGSTOP, marks=pytest.mark.long),
+        ("registry", signal.SIGSTOP),
     ],
 )
 def test_who_reads_or_begins_to_write_waits_for_what_dies_or_hangs(

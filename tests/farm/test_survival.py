@@ -107,7 +107,6 @@ def test_a_build_finishes_on_the_same_vm_when_the_edge_dies(
     assert mayfly["attempts"] == [{"size": "t2", "outcome": "succeeded"}]
 
 
-@pytest.mark.long
 def test_a_build_finishes_when_everything_beside_its_vm_dies(
     farm: Farm, context: Context, tmp_path: Path
 ) -> None:
