@@ -12,11 +12,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from mayfly.model import BuildSpec
-from mayfly.spec.evaluate import evaluate
+from mayfly.spec.evaluator import evaluate
 from mayfly.spec.form import FIELDS, SpecForm, json_schema
+from mayfly.spec.propose import Known, propose
 from mayfly.spec.source import NAME, nearest, read, root_of
 
-__all__ = ["FIELDS", "NAME", "SpecForm", "json_schema", "load", "nearest", "root_of"]
+__all__ = [
+    "FIELDS",
+    "NAME",
+    "Known",
+    "SpecForm",
+    "json_schema",
+    "load",
+    "nearest",
+    "propose",
+    "root_of",
+]
 
 
 def load(file: Path, root: Path, shown: str = "") -> BuildSpec:

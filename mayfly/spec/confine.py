@@ -1,4 +1,4 @@
-"""The program that evaluates one build spec, and nothing else: `evaluate.py` starts it.
+"""The program that evaluates one build spec, and nothing else: `evaluator.py` starts it.
 
     python -I -S confine.py < question > answer
 
@@ -164,6 +164,7 @@ def _evaluated(nickel: Any, text: str, imports: list[str]) -> dict[str, str]:
 def main() -> None:
     """Answer the question on standard input."""
     question = json.load(sys.stdin)
+    os.close(0)  # a pipe can be opened again by its number, whatever Landlock says
     sys.path.append(question["nickel"])
     import nickel
 

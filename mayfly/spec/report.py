@@ -1,4 +1,4 @@
-"""What Nickel has against a spec, as one error that shows the place. Pure but for `_line`.
+"""What Nickel has against a spec, as one error that shows the place.
 
 Nickel answers in prose for terminals: a headline, then places, each with a few lines of source and
 labels under them. What is read off it is bounded and made printable: the spec's author has had a
@@ -33,9 +33,11 @@ _ITSELF = "python"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Nickel's words: the headline, what follows it, and the first place that is not in Nickel's
-    own library. `file` is empty for the evaluated text itself. `length` is that of the underlined
-    text, 0 where it goes over several lines; `label` stands beside the line.
+    """Nickel's words: the headline, what follows it, and the first place that is in the repo (not
+    in Nickel's own library, nor in a message that looks like a place).
+
+    `file` is empty for the evaluated text itself. `length` is that of the underlined text, 0 where
+    it goes over several lines; `label` stands beside the line.
     """
 
     headline: str
@@ -47,14 +49,15 @@ class Report:
     label: str = ""
 
 
-def parse(words: str) -> Report:
-    """The report in `words`; whatever they are, it has a headline."""
+def parse(words: str, root: Path) -> Report:
+    """The report in `words`; whatever they are, it has a headline. `root` is the work tree's."""
     plain = _STYLE.sub("", words)
     head, _, rest = plain.partition("\n")
     head = head.removeprefix("error: ") or "it does not evaluate"
     places = list(_PLACE.finditer(plain))
     detail = " ".join(rest[: max(0, places[0].start() - len(head) - 8)].split()) if places else ""
-    place = next((found for found in places if not found["file"].startswith("<")), None)
+    ours = (p for p in places if p["file"] == _ITSELF or _inside(Path(p["file"]), root))
+    place = next(ours, None)
     if place is None:
         return Report(head, detail)
     line, column = int(place["line"][:9]), int(place["column"][:9])
@@ -105,7 +108,7 @@ def _words(
         hint = f"did you mean {close[0]}?" if close else ""
         return f"there is no field {extra[1]}, expected {expected}", expected, hint
     if broken := _BROKEN.fullmatch(report.headline):
-        expected = report.detail.removeprefix("expected ")
+        expected = report.detail.removeprefix("expected ") or "what the contract on it says"
         return f"{broken[1]}: found {text}, expected {expected}", expected, ""
     if imported := _IMPORT.match(report.headline):
         why = _why(imported[1], report, source)
@@ -141,15 +144,22 @@ def _line(file: str, line: int, source: Source) -> tuple[str, str]:
     """What people know the file as, and its line; empty when it is not to be had."""
     if not file:
         return source.shown, _nth(source.text, line)
-    path = Path(file)
+    path = Path(file).resolve()
+    try:
+        with path.open("rb") as opened:
+            text = opened.read(LONGEST_BYTES).decode(errors="replace")
+    except OSError:
+        text = ""
+    return printable(str(path.relative_to(source.root))), _nth(text, line)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Whether the path, wherever links lead it, is a regular file of the work tree."""
     try:
         there = path.resolve()
-        inside = there.is_relative_to(source.root) and there.is_file()
-        data = there.open("rb").read(LONGEST_BYTES) if inside else b""
+        return there.is_relative_to(root) and there.is_file()
     except (OSError, RuntimeError, ValueError):
-        return printable(file), ""
-    shown = path.relative_to(source.root) if path.is_relative_to(source.root) else path
-    return printable(str(shown)), _nth(data.decode(errors="replace"), line)
+        return False
 
 
 def _nth(text: str, line: int) -> str:
@@ -184,9 +194,9 @@ def _first(source: Source) -> tuple[int, int, int]:
 def _why(path: str, report: Report, source: Source) -> str:
     beside = Path(report.file).parent if report.file else source.folder
     try:
-        inside = (beside / path).resolve().is_relative_to(source.root)
+        outside = not (beside / path).resolve().is_relative_to(source.root)
     except (OSError, RuntimeError, ValueError):
-        inside = True
-    if inside:
-        return "it is not there, or cannot be read"
-    return f"it is outside of the repo ({source.root}), and only files in it can be imported"
+        outside = False
+    if outside:
+        return f"it is outside of the repo ({source.root}), and only files in it can be imported"
+    return "it is not there, or cannot be read"

@@ -109,11 +109,11 @@ def _fault(
     Nickel up to there; else by itself; else by contract without a place.
     """
     lines = source.text.count("\n") + 1
-    found = report.parse(held.get("fault", ""))
+    found = report.parse(held.get("fault", ""), source.root)
     if not found.file and found.line:
         found = replace(found, line=found.line - confine.PREFIX.count("\n"))
     if "fault" in alone and not (found.file or 0 < found.line <= lines):
-        found = report.parse(alone["fault"])
+        found = report.parse(alone["fault"], source.root)
     elif not 0 < found.line <= lines and not found.file:
         found = replace(found, line=0)
     if any(word in found.headline for word in _MEMORY):
