@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +104,12 @@ def _ended(status: int, said: str) -> str:
 def _fault(
     held: Mapping[str, str], alone: Mapping[str, str], source: Source, *, reads: bool
 ) -> SchemaError:
-    """What to say of two reports: by contract if it shows a place in the spec, which is then good
-    Nickel up to there; else by itself; else by contract without a place.
+    """What to say of two reports: of the one by contract, unless it shows no place and the other
+    one is there: then the spec is not even Nickel by itself.
     """
-    lines = source.text.count("\n") + 1
-    found = report.parse(held.get("fault", ""), source.root)
-    if not found.file and found.line:
-        found = replace(found, line=found.line - confine.PREFIX.count("\n"))
-    if "fault" in alone and not (found.file or 0 < found.line <= lines):
-        found = report.parse(alone["fault"], source.root)
-    elif not 0 < found.line <= lines and not found.file:
-        found = replace(found, line=0)
+    found = report.parse(held.get("fault", ""), source, confine.PREFIX.count("\n"))
+    if not found.line and "fault" in alone:
+        found = report.parse(alone["fault"], source)
     if any(word in found.headline for word in _MEMORY):
         return SchemaError(_ended(0, found.headline), file=source.shown)
     error = report.error(found, source, FIELDS)

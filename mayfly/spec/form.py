@@ -6,7 +6,7 @@ two together.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -25,7 +25,7 @@ class SpecForm(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, title=".build-spec.ncl"
     )
 
-    schema_version: Literal[1] = Field(1, description="Version of this contract.")
+    schema_version: int = Field(1, ge=1, le=1, description="Version of this contract.")
     cpu: int | None = Field(None, ge=1, le=256, description="vCPUs that a build needs.")
     memory_gb: float | None = Field(
         None, ge=0.25, le=4096, description="Memory that a build needs, in GiB."

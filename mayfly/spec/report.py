@@ -36,8 +36,8 @@ class Report:
     """Nickel's words: the headline, what follows it, and the first place that is in the repo (not
     in Nickel's own library, nor in a message that looks like a place).
 
-    `file` is empty for the evaluated text itself. `length` is that of the underlined text, 0 where
-    it goes over several lines; `label` stands beside the line.
+    `file` is empty for the source itself, and `line` is 0 where there is no place. `length` is that
+    of the underlined text, 0 where it goes over several lines; `label` stands beside the line.
     """
 
     headline: str
@@ -49,15 +49,24 @@ class Report:
     label: str = ""
 
 
-def parse(words: str, root: Path) -> Report:
-    """The report in `words`; whatever they are, it has a headline. `root` is the work tree's."""
+def parse(words: str, source: Source, before: int = 0) -> Report:
+    """The report in `words`; whatever they are, it has a headline.
+
+    They are about a text with `before` lines in front of the source's, and others behind it.
+    """
     plain = _STYLE.sub("", words)
     head, _, rest = plain.partition("\n")
     head = head.removeprefix("error: ") or "it does not evaluate"
     places = list(_PLACE.finditer(plain))
     detail = " ".join(rest[: max(0, places[0].start() - len(head) - 8)].split()) if places else ""
-    ours = (p for p in places if p["file"] == _ITSELF or _inside(Path(p["file"]), root))
-    place = next(ours, None)
+    lines = range(before + 1, before + source.text.count("\n") + 2)
+
+    def ours(place: re.Match[str]) -> bool:
+        if place["file"] == _ITSELF:
+            return int(place["line"][:9]) in lines
+        return _inside(Path(place["file"]), source.root)
+
+    place = next(filter(ours, places), None)
     if place is None:
         return Report(head, detail)
     line, column = int(place["line"][:9]), int(place["column"][:9])
@@ -68,8 +77,7 @@ def parse(words: str, root: Path) -> Report:
     return Report(
         head,
         detail,
-        "" if place["file"] == _ITSELF else place["file"],
-        line,
+        *(("", line - before) if place["file"] == _ITSELF else (place["file"], line)),
         column,
         len(found[0]) if found else 0,
         under[found.end() :].strip(" │^-") if found else "",
@@ -77,11 +85,11 @@ def parse(words: str, root: Path) -> Report:
 
 
 def error(report: Report, source: Source, fields: Sequence[str]) -> SchemaError:
-    """The error for a report about the spec (lines count as in the spec); `fields` are its own."""
+    """The error for a report about the spec; `fields` are those that there are."""
     line, column, length = report.line, report.column, report.length
     if extra := _EXTRA.search(report.detail):
         line, column, length = _of_field(extra[1], source) or (line, column, length)
-    if not report.file and line < 1:
+    if line < 1:
         line, column, length = _first(source)
     shown, whole = _line(report.file, line, source)
     text = whole[column - 1 :][:length] if length else _token(whole, column)
@@ -127,6 +135,7 @@ def excerpt(whole: str, line: int, column: int, length: int) -> tuple[str, ...]:
     """The line, or of a long one the part around the column, and carets under the text."""
     if not whole or column < 1:
         return ()
+    column = min(column, len(whole) + 1)
     begin = max(0, column - 1 - WIDTH // 2) if len(whole) > WIDTH else 0
     part = "".join(char if char.isprintable() else " " for char in whole[begin : begin + WIDTH])
     at = column - 1 - begin

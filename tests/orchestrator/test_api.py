@@ -93,7 +93,7 @@ async def test_asking_answers_what_the_interface_says(f: Farm) -> None:
         ({"spec": {"cache_keys": ["a/b"]}}, 400, "usage", "spec.cache_keys.0: String should match"),
         ({"spec": {"cache_keys": ["a"] * 9}}, 400, "usage", "spec.cache_keys:"),
         ({"spec": {"oom_retry": 1}}, 400, "usage", "spec.oom_retry: Input should be a valid bool"),
-        ({"spec": {"schema_version": 2}}, 400, "usage", "spec.schema_version: Input should be 1"),
+        ({"spec": {"schema_version": 2}}, 400, "usage", "spec.schema_version: Input should"),
         ({"spec": {"memory": 4}}, 400, "usage", "spec.memory: unknown field"),
         ({"spec": [4]}, 400, "usage", "spec:"),
         ({"priority": 9}, 400, "usage", "priority: unknown field"),

@@ -2,46 +2,72 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mayfly import spec
+import pytest
+
+from mayfly import flow, spec
+from mayfly.config import Config
 from mayfly.errors import SchemaError
+from mayfly.model import BuildSpec, LeaseRequest
+from tests.orchestrator.leases import KEY, configuration, farm
 from tests.spec.wrong import Wrong, wrong_specs
 
 WRONG = list(wrong_specs())
 
 
-def _error(folder: Path, wrong: Wrong) -> SchemaError | str:
-    """What the spec is refused with, or what it amounts to."""
+def _prepared(folder: Path, wrong: Wrong, config: Config) -> flow.Request | SchemaError:
+    """`mayfly build .` beside the spec, up to where a lease is asked for."""
     root = folder / "repo"
-    root.mkdir(parents=True)
+    (root / ".git").mkdir(parents=True)
+    (root / "Dockerfile").touch()
     wrong.make(root)
-    file = root / spec.NAME
-    file.write_bytes(wrong.data)
+    (root / spec.NAME).write_bytes(wrong.data)
     try:
-        return f"it is {spec.load(file, root, spec.NAME)}"
+        return flow.prepare(["."], config, {}, root)
     except SchemaError as error:
         return error
 
 
-def test_each_is_refused_with_its_place_and_reason(tmp_path: Path) -> None:
+async def test_each_is_refused_with_its_place_and_reason_and_no_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "buildx_of", lambda config: Path("/bin/false"))
     assert len(WRONG) >= 200
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda n: _error(tmp_path / str(n), WRONG[n]), range(len(WRONG))))
+    assert min(Counter(wrong.kind for wrong in WRONG).values()) >= 3
+    loop = asyncio.get_running_loop()
+    async with farm(configuration(tmp_path / "state")) as f:
+        with ThreadPoolExecutor(3) as pool:
+
+            async def tried(number: int, wrong: Wrong) -> flow.Request | SchemaError:
+                """As `mayfly build` goes on: to the farm with whatever was not refused."""
+                folder = tmp_path / str(number)
+                got = await loop.run_in_executor(pool, _prepared, folder, wrong, f.config)
+                if isinstance(got, flow.Request):
+                    await f.api.ask(LeaseRequest(got.repo, KEY, spec=got.spec), str(number))
+                return got
+
+            found = await asyncio.gather(*(tried(n, wrong) for n, wrong in enumerate(WRONG)))
+            assert "create" not in {call for call, _ in f.provider.calls}
+            good = await tried(len(WRONG), Wrong("good", b"{ cpu = 2 }", ""))
+        assert isinstance(good, flow.Request) and good.spec == BuildSpec(cpu=2)
+        (lease,) = f.ledger.recent(len(WRONG))
+        await f.until(lease.id, "ready")
+        assert ("create", lease.runner) in f.provider.calls
     faults = [
         f"{wrong.kind} {wrong.data[:70]!r}: {why}\n{error}"
         for wrong, error in zip(WRONG, found, strict=True)
         if (why := _against(wrong, error))
     ]
     assert not faults, "\n\n".join(faults)
-    assert min(Counter(wrong.kind for wrong in WRONG).values()) >= 3
 
 
-def _against(wrong: Wrong, error: SchemaError | str) -> str:
+def _against(wrong: Wrong, error: flow.Request | SchemaError) -> str:
     """What is not as it should be; empty when nothing is."""
-    if isinstance(error, str):
+    if isinstance(error, flow.Request):
         return "accepted"
     head, *excerpt = str(error).splitlines()
     where = (spec.NAME, error.line, error.column) if error.line else (spec.NAME,)
