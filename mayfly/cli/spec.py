@@ -123,4 +123,4 @@ def _checked(path: Path) -> tuple[Path, BuildSpec]:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
