@@ -323,7 +323,8 @@ def check(done: subprocess.CompletedProcess[str], status: int, says: tuple[str, 
     for line, words in zip(errors, says, strict=True):
         assert line.startswith("mayfly: ")
         assert words in line
-        assert re.search(r" - \S|: .*: ", line), "it says what to do, or where it is"
+        excerpt = re.match(r"mayfly: {4,}\d* \| ", line)
+        assert excerpt or re.search(r" - \S|: .*: ", line), "it says what to do, or where it is"
 
 
 @pytest.mark.parametrize("each", WORDS, ids=lambda each: each.id)
