@@ -12,6 +12,7 @@ from bench.lease import lease, sizes
 from bench.memory import memory
 from bench.neighbour import neighbour
 from bench.page import Found
+from bench.spec import build_spec
 from bench.together import together
 
 ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
@@ -24,5 +25,6 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "warmth": warmth,
     "context": context,
     "neighbour": neighbour,
+    "spec": build_spec,
 }
 """By the word that measures it: `python -m bench lease`."""

@@ -151,6 +151,12 @@ class LeaseOptions(_Section):
     budget_min: float = Field(
         60, gt=0, le=24 * 60, description="Minutes that a build may take once its runner is ready."
     )
+    max_budget_min: float = Field(
+        240,
+        gt=0,
+        le=7 * 24 * 60,
+        description="Minutes that a build spec may ask for; `budget_min` where that is more.",
+    )
 
     @field_validator("grace_s")
     @classmethod

@@ -4,7 +4,7 @@
     ├── BuildFailed              failed                1   422   the user's own build
     ├── UsageError               usage                 2   400
     │   └── ConfigError          usage                 2   500   all its faults at once
-    ├── SpecInvalid              spec_invalid          3   422
+    ├── SchemaError              spec_invalid          3   422   with the line and a caret
     ├── TooBig                   too_big               4   422
     ├── BudgetExceeded           budget_exceeded       7   410
     ├── QueueTimeout             queue_timeout         8   503
@@ -76,10 +76,35 @@ class ConfigError(UsageError):
         return "\n".join(self.faults)
 
 
-class SpecInvalid(MayflyError):
-    """`.build-spec.ncl` does not satisfy its contract."""
+class SchemaError(MayflyError):
+    """`.build-spec.ncl` does not evaluate, or does not satisfy its contract.
+
+    `line` and `column` count from 1, and are 0 where the fault has no place; `text` is what stands
+    there and `expected` what should. `excerpt` is shown below the message: that line, and carets
+    under `text`. All of it is printable.
+    """
 
     code, exit_status, http_status = "spec_invalid", 3, 422
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        file: str = "",
+        line: int = 0,
+        column: int = 0,
+        text: str = "",
+        expected: str = "",
+        excerpt: Sequence[str] = (),
+    ) -> None:
+        where = "".join(f"{part}:" for part in (file, line, column) if part)
+        super().__init__(f"{where} {message}" if where else message, hint=hint)
+        self.file, self.line, self.column = file, line, column
+        self.text, self.expected, self.excerpt = text, expected, tuple(excerpt)
+
+    def __str__(self) -> str:
+        return "\n".join((super().__str__(), *self.excerpt))
 
 
 class TooBig(MayflyError):

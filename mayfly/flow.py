@@ -1,6 +1,6 @@
 """One build, from request to outcome. Read this first: every other file is a step of it.
 
-    prepare     arguments, repo name, files: what is wrong is said before anything is started
+    prepare     arguments, repo name, files, build spec: what is wrong is said before all else
     hold        the orchestrator promises a runner (a lease); heartbeats keep the promise
     ready       a VM of this build's own is there; buildx's builder was made meanwhile
     attempt     one runner, and as many connections to it as it takes
@@ -35,6 +35,7 @@ from mayfly.build import (
     buildx,
     cache,
     check,
+    declared,
     dockerfile,
     progress,
     repo,
@@ -49,7 +50,7 @@ from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config, Registry
 from mayfly.errors import Denied, InfrastructureError, MayflyError
-from mayfly.model import LeaseRequest, Outcome
+from mayfly.model import BuildSpec, LeaseRequest, Outcome
 from mayfly.registry import grants
 from mayfly.registry.reference import host_of, repository_of
 from mayfly.wire import LeaseJson, VerdictJson
@@ -62,7 +63,8 @@ class Request:
     """A build that nothing is known to be wrong with yet.
 
     `bases` are the images that its Dockerfiles name, as far as they can be read off. `registry` is
-    the farm's choice of a registry, `caches` where in it layer caches are.
+    the farm's choice of a registry, `caches` where in it layer caches are. `spec` is what the repo
+    declares, `languages` what its files say it is written in.
     """
 
     args: BuildArgs
@@ -75,6 +77,8 @@ class Request:
     bases: tuple[str, ...] = ()
     registry: Registry = field(default_factory=Registry)
     caches: str = ""
+    spec: BuildSpec | None = None
+    languages: tuple[str, ...] = ()
 
 
 def prepare(
@@ -88,8 +92,9 @@ def prepare(
     """The request in `argv` (what follows the verb), checked as far as it can be here.
 
     `verb` is `build` or `bake`. Raises `UsageError` (a flag, the definition, a context, a
-    Dockerfile, a name, what is configured for somebody else's registry), `Denied` (a push to a
-    name that this repo's builds may not write) and `MachineUnfit` (buildx is not built).
+    Dockerfile, a name, what is configured for somebody else's registry), `SchemaError`
+    (its build spec), `Denied` (a push to a name that this repo's builds may not write) and
+    `MachineUnfit` (buildx is not built).
     """
     if verb == "bake":
         args = definition(argv, config, environ)
@@ -101,6 +106,7 @@ def prepare(
     name = grants.check_repo(repo.name(args, environ, cwd))
     access.check(config.registry)
     _check_tags(args, name, config.registry_host)
+    spec, languages = declared.declared(args, environ, cwd)
     return Request(
         args=args,
         repo=name,
@@ -112,6 +118,8 @@ def prepare(
         bases=dockerfile.named(args.targets, cwd),
         registry=config.registry,
         caches=config.caches,
+        spec=spec,
+        languages=languages,
     )
 
 
@@ -155,6 +163,8 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         ref=request.ref,
         event=request.event,
         target=request.args.target,
+        languages=request.languages,
+        spec=request.spec,
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:
@@ -252,7 +262,8 @@ async def _connection(
     args = request.args
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
-    where = cache.references(request.caches, request.repo, args)
+    keys = request.spec.cache_keys if request.spec else ()
+    where = cache.references(request.caches, request.repo, args, keys)
     started_at = time.monotonic()
     granting = access.granted(
         request.registry,

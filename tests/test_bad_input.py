@@ -109,6 +109,18 @@ WORDS = [
         status=10,
         says="repo o/r may not push to images/a/b",
     ),
+    # A build spec.
+    case(
+        *("build", "web"),
+        status=3,
+        says=("web/.build-spec.ncl:2:1: there is no field cpuu, expected", "2 | cpuu", "| ^^^^"),
+        files={"web/.build-spec.ncl": "{\ncpuu = 4 }"},
+    ),
+    case("build", "--mayfly-spec", "no", "web", status=3, says="no: cannot be read: No such"),
+    case("build", "--mayfly-spec", "empty", "web", status=3, says="empty: cannot be read: Is"),
+    case("spec", "check", "nowhere", status=3, says="nowhere: cannot be read: No such file"),
+    case("spec", "check", "empty", says="there is no .build-spec.ncl from empty up to"),
+    case("spec", "init", "web/Dockerfile", says="no spec was written: web/Dockerfile: Not a dir"),
     # A definition.
     case("bake", says="couldn't find a bake definition"),
     bake("target {", says="docker-bake.hcl:1"),
@@ -311,7 +323,8 @@ def check(done: subprocess.CompletedProcess[str], status: int, says: tuple[str, 
     for line, words in zip(errors, says, strict=True):
         assert line.startswith("mayfly: ")
         assert words in line
-        assert re.search(r" - \S|: .*: ", line), "it says what to do, or where it is"
+        excerpt = re.match(r"mayfly: {4,}\d* \| ", line)
+        assert excerpt or re.search(r" - \S|: .*: ", line), "it says what to do, or where it is"
 
 
 @pytest.mark.parametrize("each", WORDS, ids=lambda each: each.id)

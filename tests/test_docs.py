@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.spec import FIELDS
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("examples/*/*.md")])
 
@@ -20,7 +22,7 @@ def test_links_and_paths_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
     for path in re.findall(
-        r"`((?:mayfly|docs|tests|scripts|examples|tools|catalog)/[\w./-]+)`", text
+        r"`((?:mayfly|docs|tests|scripts|examples|tools|catalog|schemas)/[\w./-]+)`", text
     ):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
@@ -63,3 +65,11 @@ def test_the_golden_recipe_and_the_record_agree_on_the_image() -> None:
     assert 'name = "buildkit-runner-golden"' in recipe
     component = (ROOT / "catalog/components/buildkit_runner.ncl").read_text()
     assert re.search(r"persistent.*=.*false", component)  # the record's own check
+
+
+def test_every_field_of_a_build_spec_is_documented() -> None:
+    text = (ROOT / "docs/build-spec.md").read_text()
+    contract = (ROOT / "schemas/lib/build_spec.ncl").read_text()
+    for name in FIELDS:
+        assert f"\n| `{name}` |" in text
+        assert re.search(rf"^  {name}\b", contract, re.M)

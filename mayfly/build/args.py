@@ -79,6 +79,7 @@ class BuildArgs:
     iidfile: str = ""
     size: str = ""
     repo: str = ""
+    spec: str = ""
     cache_key: str = ""
 
     @property
@@ -199,6 +200,7 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         iidfile=given.last("iidfile"),
         size=given.last("mayfly-size"),
         repo=given.last("mayfly-repo"),
+        spec=given.last("mayfly-spec"),
         cache_key=cache_key(given),
     )
 

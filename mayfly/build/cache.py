@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -16,6 +16,7 @@ from mayfly.registry.reference import repository_of
 
 TRUST = "trusted"  # the cache's zone; proven per lease by a later issue
 TIMEOUT_S = 5.0
+_LONGEST = 32
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 
 
@@ -36,15 +37,17 @@ class Door:
     tls: ssl.SSLContext | None
 
 
-def references(caches: str, repo: str, args: BuildArgs) -> Mapping[str, str]:
+def references(
+    caches: str, repo: str, args: BuildArgs, keys: Sequence[str] = ()
+) -> Mapping[str, str]:
     """The cache of each target, by the target's name; those of a definition do not share one.
 
-    `caches` is as `reference` takes it.
+    `caches` and `keys` are as `reference` takes them.
     """
     if args.verb == "build":
-        return {"": reference(caches, repo, args.cache_key, args.target)}
+        return {"": reference(caches, repo, args.cache_key, args.target, keys)}
     front = f"{args.cache_key}-" if args.cache_key else ""
-    return {name: reference(caches, repo, "", front + name) for name in args.names}
+    return {name: reference(caches, repo, "", front + name, keys) for name in args.names}
 
 
 async def found(door: Door, where: Mapping[str, str]) -> Mapping[str, Cache]:
@@ -53,19 +56,28 @@ async def found(door: Door, where: Mapping[str, str]) -> Mapping[str, Cache]:
     return {name: Cache(where[name], is_warm) for name, is_warm in zip(where, warm, strict=True)}
 
 
-def reference(caches: str, repo: str, key: str, target: str) -> str:
-    """The image reference of the cache: by `key`, else by the Dockerfile's target, else default.
+def reference(caches: str, repo: str, key: str, target: str, keys: Sequence[str] = ()) -> str:
+    """The image reference of the cache: by `key`, else by the Dockerfile's target, else default;
+    and by `keys`, the build spec's `cache_keys`: with other ones it is another cache.
 
     `caches` is Mayfly's own registry (`HOST:PORT`), where each cache is a repository, or the one
     repository that somebody else's has for them (`HOST/OWNER/NAME`), where each is a tag: not every
     registry makes repositories for the asking, or has room in their names.
     """
     name = key or re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-") or "default"
+    if keys:
+        name += f"__{_joined(keys)}"
     if "/" not in caches:
         return f"{caches}/cache/{TRUST}/{repo}/{name}"
     # Readable, and by the digest never another cache's, whatever `-` stands for.
     digest = hashlib.sha256("\n".join((TRUST, repo, name)).encode()).hexdigest()[:16]
     return f"{caches}:{f'{TRUST}-{repo}-{name}'.replace('/', '-')[:100]}-{digest}"
+
+
+def _joined(keys: Sequence[str]) -> str:
+    """The keys as one part of a name: `__` stands in no key. A digest where they are long."""
+    whole = "__".join(keys)
+    return whole if len(whole) <= _LONGEST else hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 async def exists(door: Door, where: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mayfly.errors import UsageError
 
-OWN = frozenset({"cache-key", "repo", "size"})
+OWN = frozenset({"cache-key", "repo", "size", "spec"})
 """Mayfly's own options, as --mayfly-NAME; each takes a value."""
 
 

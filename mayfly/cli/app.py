@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, golden, lease, machine, records
+from mayfly.cli import base, build, golden, lease, machine, records, spec
 
 app = typer.Typer(
     name="mayfly",
@@ -24,6 +24,7 @@ app.command("logs")(records.logs)
 app.add_typer(lease.app, name="lease")
 app.add_typer(golden.app, name="golden")
 app.add_typer(base.app, name="base")
+app.add_typer(spec.app, name="spec")
 
 
 @app.command("build", add_help_option=False)

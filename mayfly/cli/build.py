@@ -19,13 +19,16 @@ OWN = """\
   --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: the smallest
   --mayfly-repo NAME       repo that images and cache belong to; default: CI_REPO, the path of
                            git's origin, or the directory's name
+  --mayfly-spec PATH       build spec to use, or `none`; default: the nearest .build-spec.ncl from
+                           the context up to the work tree's root
 """
 REST = """\
 Not possible here: --builder, --allow security.insecure, --allow network.host; --load needs
 a Docker daemon. Ctrl-C ends the build and its VM.
 
-Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 8 no room for too long, 9 built but
-not pushed, 10 denied, 20 infrastructure (try again), 130 Ctrl-C. `docs/reference.md` has all.
+Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 3 wrong build spec, 8 no room for too
+long, 9 built but not pushed, 10 denied, 20 infrastructure (try again), 130 Ctrl-C.
+`docs/reference.md` has all.
 """
 HELP = {
     "build": f"""\

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import nickel
 
-import mayfly
 from mayfly.errors import ConfigError
+from mayfly.shipped import shipped
 
-PATH = Path(mayfly.__file__).parent.parent / "catalog/components/buildkit_runner.ncl"
+PATH = shipped("catalog/components/buildkit_runner.ncl")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from mayfly.errors import UsageError
 from mayfly.model import LeaseRequest, Outcome
 from mayfly.registry.grants import check_repo
+from mayfly.spec import SpecForm
 
 CLAIMABLE = frozenset(
     {
@@ -88,11 +89,11 @@ class LeaseForm(_Form):
     event: Text = "manual"
     target: Text = ""
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
-    spec: None = None
-    """Build specs are not known to this version: sending one is an error, not ignored."""
+    spec: SpecForm | None = None
 
     def request(self) -> LeaseRequest:
-        return LeaseRequest(**self.model_dump(exclude={"spec"}))
+        fields = self.model_dump(exclude={"spec"})
+        return LeaseRequest(**fields, spec=self.spec.spec() if self.spec else None)
 
 
 class ReportForm(_Form):

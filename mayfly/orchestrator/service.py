@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 
-from mayfly.config import Config
+from mayfly.config import Config, LeaseOptions
 from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
 from mayfly.ladder import choose
-from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome
+from mayfly.model import BuildSpec, Desired, Lease, LeaseRequest, Observed, Operation, Outcome
 from mayfly.orchestrator import docker, plan, states, views
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.forms import ReportForm
@@ -112,10 +112,16 @@ class Service:
             attempt=1,
             created_at=now,
             expires_at=now + timedelta(seconds=self._limits.grace_s),
-            budget_s=self._config.lease.budget_min * 60,
+            budget_s=budget_s(request.spec, self._config.lease),
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
         lease = self._ledger.add(lease, key=key, body_hash=hashlib.sha256(body).hexdigest())
+        if request.spec and lease.budget_s < (request.spec.time_budget_min or 0) * 60:
+            self._ledger.tell(
+                lease.id,
+                f"the time budget is {lease.budget_s / 60:g} min, this farm's longest: the build "
+                f"spec asks for {request.spec.time_budget_min:g}",
+            )
         end = token_end(lease, self._limits)
         return views.asked(
             lease,
@@ -289,6 +295,13 @@ class Service:
                 lease.id, lease.attempt, access, deadline=lease.deadline, now=self._clock()
             )
         return views.lease(lease, self._config, position=position, runner_token=token)
+
+
+def budget_s(spec: BuildSpec | None, options: LeaseOptions) -> float:
+    """Seconds that a build may take: what its spec asks for, as far as that is allowed."""
+    if spec is None or spec.time_budget_min is None:
+        return options.budget_min * 60
+    return 60 * min(spec.time_budget_min, max(options.max_budget_min, options.budget_min))
 
 
 def token_end(lease: Lease, limits: Limits) -> datetime:

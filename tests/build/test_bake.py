@@ -172,7 +172,7 @@ def test_a_definition_by_compose_by_json_and_by_standard_input(parse: Parse, her
         (["--push", "tool"], "target tool: --push needs a name"),
         (["--set", "web.tags=A B", "web"], "is no image name"),
         (["--tag", "x"], "unknown flag --tag"),
-        (["--mayfly-spec", "x"], "--mayfly-spec is no option of mayfly bake"),
+        (["--mayfly-specs", "x"], "--mayfly-specs is no option of mayfly bake"),
         (["--progress", "loud"], "--progress 'loud' is unknown"),
         (["https://example.org/r.git", "web"], "would have to be fetched first"),
     ],

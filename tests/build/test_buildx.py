@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from mayfly.build import args, buildx, cache
+from mayfly.registry import grants
 
 HOST = "registry.mayfly.internal:5000"
 
@@ -53,6 +54,21 @@ def test_a_cache_that_is_not_there_yet_is_only_exported() -> None:
 )
 def test_where_the_cache_is(key: str, target: str, name: str) -> None:
     assert cache.reference(HOST, "o/r", key, target) == f"{HOST}/cache/trusted/o/r/{name}"
+
+
+def test_other_cache_keys_are_another_cache() -> None:
+    def where(*keys: str, caches: str = HOST) -> str:
+        return cache.reference(caches, "o/r", "", "web", keys)
+
+    assert where() == f"{HOST}/cache/trusted/o/r/web"
+    assert where("rust-1.85", "v2") == f"{HOST}/cache/trusted/o/r/web__rust-1.85__v2"
+    longest = where(*(["k" * 32] * 8))
+    assert len(longest) < 100
+    different = {where(), where("a"), where("a", "b"), where("b", "a"), where("a-b"), longest}
+    assert len(different) == 6
+    assert all(grants.is_repository(name.partition("/")[2]) for name in different)
+    elsewhere = {where(caches="ghcr.io/a/c"), where("a", caches="ghcr.io/a/c")}
+    assert len(elsewhere) == 2
 
 
 async def test_whether_there_is_a_cache_yet() -> None:

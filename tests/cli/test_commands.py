@@ -55,6 +55,7 @@ def test_the_commands_of_this_version_are_there() -> None:
     assert words >= {
         *("up", "down", "status", "doctor", "build", "bake", "logs", "base push"),
         *("lease ls", "lease show", "lease rm", "golden build", "golden ls"),
+        *("spec check", "spec init", "spec schema"),
     }
 
 
@@ -81,13 +82,59 @@ def test_what_lists_has_json(command: tuple[str, ...], capsys: pytest.CaptureFix
     assert "--json" in capsys.readouterr().out
 
 
+def test_a_typo_in_a_spec_is_one_error_with_a_caret(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "web" / ".build-spec.ncl").write_text("{\n  cpu = 4,\n  memroy_gb = 8,\n}\n")
+    (here / "docker-bake.hcl").write_text('target "default" { context = "web" }\n')
+    expected = [
+        "mayfly: web/.build-spec.ncl:3:3: there is no field memroy_gb, expected one of "
+        "schema_version, cpu, memory_gb, disk_gb, time_budget_min, cache_keys, oom_retry "
+        "- did you mean memory_gb?",
+        "mayfly:     3 |   memroy_gb = 8,",
+        "mayfly:       |   ^^^^^^^^^",
+    ]
+    for words in (
+        ["build", "web"],
+        ["bake", "--mayfly-spec", "web/.build-spec.ncl"],
+        ["spec", "check", "web"],
+    ):
+        assert main.run(words) == 3
+        assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_a_spec_is_written_once_and_checked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "Cargo.toml").touch()
+    assert main.run(["spec", "init"]) == 0
+    text = (here / ".build-spec.ncl").read_text()
+    assert "Found here: rust;" in text
+    assert main.run(["spec", "init"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main.run(["spec", "init", "--stdout"]) == 0
+    assert capsys.readouterr().out == text
+    (here / ".build-spec.ncl").write_text('{ cpu = 4, memory_gb = 1.5, cache_keys = ["a", "b"] }')
+    assert main.run(["spec", "check"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        ".build-spec.ncl",
+        "schema_version   1",
+        "cpu              4",
+        "memory_gb        1.5",
+        "cache_keys       a, b",
+        "oom_retry        true",
+    ]
+    assert main.run(["spec", "check", "--json", ".build-spec.ncl"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["cache_keys"] == ["a", "b"]
+    assert main.run(["spec", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == ".build-spec.ncl"
+
+
 @pytest.mark.parametrize("words", [["build", "-t", "x", "-h"], ["bake", "--print", "--help"]])
 def test_build_help_names_our_flags_and_where_the_others_are(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(words) == 0
     text = capsys.readouterr().out
-    for flag in ("--mayfly-size", "--mayfly-repo", "--mayfly-cache-key"):
+    for flag in ("--mayfly-size", "--mayfly-repo", "--mayfly-spec", "--mayfly-cache-key"):
         assert flag in text
     assert f"docker buildx {words[0]} --help" in text
 

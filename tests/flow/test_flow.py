@@ -26,7 +26,7 @@ from mayfly.errors import (
     QueueTimeout,
     Terminated,
 )
-from mayfly.model import Outcome
+from mayfly.model import BuildSpec, Outcome
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
 from tests.build.test_ssh import echo
 from tests.build.third_party import third_party
@@ -188,6 +188,18 @@ async def test_what_is_asked_for_and_what_the_runner_may_ask_back(
     assert farm.tokens == ["lease-token"]
     logins = json.loads((tmp_path / "notes.logins").read_text())
     assert logins == {"auths": {HOST: {"registrytoken": TOKEN}}}
+
+
+async def test_what_the_repo_declares_goes_with_the_request_and_names_the_cache(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    spec = BuildSpec(cpu=2, cache_keys=("rust-1.85",))
+    farm = FakeFarm(runner)
+    await build(replace(request(tmp_path, ""), spec=spec, languages=("go", "rust")), farm)
+    assert farm.request is not None
+    assert (farm.request.spec, farm.request.languages) == (spec, ("go", "rust"))
+    words = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()][-1]
+    assert any(f"ref={CACHE}__rust-1.85," in word for word in words)
 
 
 async def test_a_failing_build_is_reported_and_nothing_is_said_after_buildkit(

@@ -21,12 +21,13 @@ from mayfly.errors import (
     Unreachable,
     UsageError,
 )
-from mayfly.model import LeaseRequest, Outcome
+from mayfly.model import BuildSpec, LeaseRequest, Outcome
 from mayfly.orchestrator import reconcile, service, states
 from mayfly.orchestrator.api import MAX_BODY_BYTES
 from mayfly.orchestrator.forms import CLAIMABLE, ReportForm
 from mayfly.orchestrator.logs import Logs
 from mayfly.registry import grants, tokens
+from mayfly.store.leases import LeaseStore
 from tests.orchestrator.leases import ADMIN, KEY, SIGNING, Farm, configuration, farm
 
 ASK = {"repo": "team/app", "ssh_public_key": KEY}
@@ -83,8 +84,18 @@ async def test_asking_answers_what_the_interface_says(f: Farm) -> None:
         ({"ssh_public_key": KEY + "\n" + KEY}, 201, "", ""),
         ({"ref": "a\nb"}, 400, "usage", "ref:"),
         ({"ref": "a" * 256}, 400, "usage", "ref: String should have at most 255"),
-        ({"spec": {"cpu": 4}}, 400, "usage", "spec: Input should be None"),
+        ({"spec": {"cpu": 4, "cache_keys": ["a"], "memory_gb": None}}, 201, "", ""),
         ({"spec": None}, 201, "", ""),
+        ({"spec": {"cpu": "4"}}, 400, "usage", "spec.cpu: Input should be a valid integer"),
+        ({"spec": {"cpu": True}}, 400, "usage", "spec.cpu: Input should be a valid integer"),
+        ({"spec": {"cpu": 0}}, 400, "usage", "spec.cpu: Input should be greater than or equal"),
+        ({"spec": {"memory_gb": 1e9}}, 400, "usage", "spec.memory_gb: Input should be less than"),
+        ({"spec": {"cache_keys": ["a/b"]}}, 400, "usage", "spec.cache_keys.0: String should match"),
+        ({"spec": {"cache_keys": ["a"] * 9}}, 400, "usage", "spec.cache_keys:"),
+        ({"spec": {"oom_retry": 1}}, 400, "usage", "spec.oom_retry: Input should be a valid bool"),
+        ({"spec": {"schema_version": 2}}, 400, "usage", "spec.schema_version: Input should"),
+        ({"spec": {"memory": 4}}, 400, "usage", "spec.memory: unknown field"),
+        ({"spec": [4]}, 400, "usage", "spec:"),
         ({"priority": 9}, 400, "usage", "priority: unknown field"),
         ({"languages": ["rust"] * 33}, 400, "usage", "languages:"),
         ({"size": "huge"}, 400, "usage", "unknown size 'huge'"),
@@ -538,3 +549,33 @@ async def test_wrong_credentials_get_no_token(f: Farm, headers: dict[str, str]) 
 )
 async def test_token_forms_that_are_none_are_usage(f: Farm, body: bytes) -> None:
     assert said(await f.http.post("/token", content=body))[:2] == (400, "usage")
+
+
+@pytest.mark.parametrize(
+    ("spec", "budget_s"),
+    [
+        (None, 3600),
+        ({"cpu": 2}, 3600),
+        ({"time_budget_min": 5}, 300),
+        ({"time_budget_min": 120.5}, 7230),
+        ({"time_budget_min": 10080}, 240 * 60),
+    ],
+)
+async def test_a_lease_has_the_budget_of_its_spec_as_far_as_that_is_allowed(
+    f: Farm, spec: dict[str, Any] | None, budget_s: float
+) -> None:
+    answer = await f.http.post("/v1/leases", json={**ASK, "spec": spec}, headers=ROOT)
+    lease = f.ledger.get(answer.json()["id"])
+    assert lease.budget_s == budget_s
+    told = f.ledger.hub.lines(lease.id)
+    assert bool(told) is (spec == {"time_budget_min": 10080}), "a shortened budget is said"
+    assert all("the build spec asks for 10080" in line for line in told)
+
+
+async def test_a_spec_goes_through_the_client_and_the_row_unchanged(f: Farm) -> None:
+    spec = BuildSpec(cpu=3, memory_gb=1.5, cache_keys=("a", "b-c"), oom_retry=False)
+    request = LeaseRequest("o/r", KEY, spec=spec, languages=("go", "rust"))
+    asked = await f.api.ask(request, "k")
+    assert f.ledger.get(asked["id"]).request == request
+    (row,) = LeaseStore(f.config.state / "orchestrator" / "db").recent(1)
+    assert row.request == request
