@@ -95,6 +95,18 @@ class LeaseForm(_Form):
         return LeaseRequest(**self.model_dump(exclude={"spec"}))
 
 
+class SizeForm(_Form):
+    """The body of `POST /v1/size`: of a lease's, what sizes are decided by."""
+
+    repo: Annotated[str, AfterValidator(_repo)]
+    size: Text = ""
+    target: Text = ""
+    languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
+
+    def request(self) -> LeaseRequest:
+        return LeaseRequest(**self.model_dump(), ssh_public_key="")
+
+
 class ReportForm(_Form):
     """The body of a report: how the build ended, as its client saw it."""
 

@@ -17,7 +17,6 @@ from datetime import datetime, timedelta
 
 from mayfly.config import Config
 from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
-from mayfly.ladder import choose
 from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome
 from mayfly.orchestrator import docker, plan, states, views
 from mayfly.orchestrator.events import Event
@@ -27,6 +26,8 @@ from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.reconcile import Reconciler
+from mayfly.orchestrator.sizing import explain
+from mayfly.orchestrator.sizing.records import Records
 from mayfly.orchestrator.trust import Principal, Trust
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
@@ -36,9 +37,11 @@ from mayfly.wire import (
     BeatJson,
     BuildJson,
     LeaseJson,
+    SizingJson,
     StatusJson,
     TokenJson,
     VerdictJson,
+    WhyJson,
 )
 
 LONGEST_WAIT_S = 25.0
@@ -73,6 +76,7 @@ class Service:
         metrics: Metrics,
         clock: Callable[[], datetime],
         about: Callable[[], Awaitable[About]],
+        records: Records,
         *,
         new_id: Callable[[], str] = new_id,
     ) -> None:
@@ -86,23 +90,25 @@ class Service:
         self._metrics = metrics
         self._clock = clock
         self._about = about
+        self._records = records
         self._new_id = new_id
 
     def verify(self, credential: str) -> Principal:
         """Who is asking. Raises `Unauthenticated`."""
         return self._trust.verify(credential, self._clock())
 
-    def ask(self, request: LeaseRequest, key: str) -> AskedJson:
+    async def ask(self, request: LeaseRequest, key: str) -> AskedJson:
         """A new lease, on disk before this returns; or the one that `key` made before.
 
         Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Conflict` for a key that
         was used with another request. An empty key makes a new lease each time.
         """
+        decision = await self._records.decide(request)
         now = self._clock()
-        lease = Lease(
+        asked = Lease(
             id=self._new_id(),
             request=request,
-            size=choose(request.size, self._limits),
+            size=decision.size,
             desired=Desired.RUNNING,
             observed=Observed.ABSENT,
             operation=Operation.NONE,
@@ -112,7 +118,10 @@ class Service:
             budget_s=self._config.lease.budget_min * 60,
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
-        lease = self._ledger.add(lease, key=key, body_hash=hashlib.sha256(body).hexdigest())
+        lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
+        if lease is asked:
+            self._records.decided(lease, decision)
+            self._ledger.tell(lease.id, explain.headline(decision))
         end = token_end(lease, self._limits)
         return views.asked(
             lease,
@@ -208,6 +217,14 @@ class Service:
     def build(self, build_id: str) -> BuildJson:
         """One build, however old."""
         return views.build(self._ledger.get(build_id), self._config)
+
+    async def why(self, build_id: str) -> WhyJson:
+        """Why the build had its size, and what its attempts took."""
+        return await self._records.why(self._ledger.get(build_id))
+
+    async def size(self, request: LeaseRequest) -> SizingJson:
+        """What such a request would get now, and why. Raises as `ask` does."""
+        return explain.as_json(await self._records.decide(request))
 
     def log(self, build_id: str, offset: int) -> Iterator[bytes]:
         """The build's log from `offset` on, as far as it goes now."""
