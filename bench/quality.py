@@ -1,9 +1,9 @@
 """Row `quality`: the policy of sizes replayed over builds that were made up. Pure simulation.
 
 Twenty repos of fifty builds each, with a fixed seed. A repo has a need of memory that drifts, jumps
-once in some, and scatters; some builds find most of their steps cached, and a few need far more than
-ever. Every policy sees the same builds, one at a time, and of past ones what a runner would have
-seen: the peak, or that it was killed with so much.
+once in some, and scatters; some builds find most of their steps cached, and a few need far more
+than ever. Every policy sees the same builds, one at a time, and of past ones what a runner would
+have seen: the peak, or that it was killed with so much.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ class Service:
         lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
         if lease is asked:
             self._records.decided(lease, decision)
-            self._ledger.tell(lease.id, explain.headline(decision))
+            for line in explain.remarks(decision):
+                self._ledger.tell(lease.id, line)
         end = token_end(lease, self._limits)
         return views.asked(
             lease,

@@ -40,11 +40,17 @@ def headline(decision: Decision) -> str:
     return f"{line}; {decision.trouble}" if decision.trouble else line
 
 
+def remarks(decision: Decision) -> list[str]:
+    """What somebody who waits for a runner should know: that it is not as it should be, and why."""
+    short = [_short(need, decision.size) for need in _short_of(decision)]
+    return [headline(decision), *short] if decision.trouble or short else []
+
+
 def lines(decision: Decision) -> list[str]:
     """The whole explanation, a line for each thing."""
     said = [headline(decision)]
     said += [_declared(decision), _history(decision), _default(decision)]
-    said += [_short(need, decision.size) for need in decision.needs if not need.held(decision.size)]
+    said += [_short(need, decision.size) for need in _short_of(decision)]
     return [*said, *_changes(decision)]
 
 
@@ -122,14 +128,16 @@ def _default(decision: Decision) -> str:
     return f"default: {usual}: {largest}"
 
 
+def _short_of(decision: Decision) -> list[Need]:
+    return [need for need in decision.needs if not need.held(decision.size)]
+
+
 def _short(need: Need, size: Size) -> str:
+    has = having(size, need.dimension)
+    word = "wanted" if need.must <= has else "needed"
     return (
-        f"less than wanted: {need.dimension} {amount(need.dimension, having(size, need.dimension))}"
-        f" of {amount(need.dimension, need.wanted)}; this machine has no larger size that fits"
-        if need.must <= having(size, need.dimension)
-        else f"less than needed: {need.dimension}"
-        f" {amount(need.dimension, having(size, need.dimension))}"
-        f" of {amount(need.dimension, need.wanted)}"
+        f"less than {word}: {need.dimension} {amount(need.dimension, has)} of "
+        f"{amount(need.dimension, need.wanted)}, {_BECAUSE[need.tier]}"
     )
 
 
