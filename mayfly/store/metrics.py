@@ -113,7 +113,7 @@ class MetricsStore:
                 await self._query(
                     "UPSERT $id MERGE $record RETURN NONE",
                     id=RecordID("attempt", runner),
-                    record=_timed(record),
+                    record=_written(record),
                 )
 
     async def history(self, repo: str, target: str, now: datetime) -> History | None:
@@ -148,7 +148,7 @@ class MetricsStore:
             found = await self._query(
                 "SELECT * OMIT id FROM attempt WHERE build = $build ORDER BY attempt", build=build
             )
-            return [dict(record) for record in found[0]]
+            return [_read(record) for record in found[0]]
 
     async def prune(self, before: datetime) -> None:
         """Take away the attempts that ended before then."""
@@ -190,8 +190,24 @@ def _refused(error: Exception) -> bool:
     return isinstance(error, ServerError)
 
 
-def _timed(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: datetime.fromisoformat(value) if name.endswith("_at") and value else value
-        for name, value in record.items()
-    }
+def _written(value: Any, name: str = "") -> Any:
+    """As the store keeps it: points in time as such, and None as a value instead of as no field."""
+    from surrealdb import Null
+
+    if value is None:
+        return Null
+    if isinstance(value, Mapping):
+        return {key: _written(inner, key) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(inner) for inner in value]
+    return datetime.fromisoformat(value) if name.endswith("_at") else value
+
+
+def _read(value: Any) -> Any:
+    from surrealdb import Null
+
+    if isinstance(value, Mapping):
+        return {key: _read(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_read(inner) for inner in value]
+    return None if value is Null else value

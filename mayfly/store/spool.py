@@ -36,7 +36,9 @@ class Spool:
         with self._faults():
             try:
                 self._db = _opened(path)
-            except sqlite3.DatabaseError:
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                    raise
                 path.replace(path.with_suffix(".damaged"))
                 self._db = _opened(path)
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from mayfly.config import Metrics as Options
 from mayfly.errors import InfrastructureError, MayflyError
@@ -40,6 +41,8 @@ PRUNE_EVERY = timedelta(hours=6)
 TRUSTED_EVENTS = frozenset({"manual", "push", "tag", "release", "deployment", "cron"})
 """Labels are no proof, but one that says less than could be proven is believed: builds of pull
 requests make no history."""
+
+_SIZING = TypeAdapter(SizingJson)
 
 log = structlog.get_logger("orchestrator.sizing")
 
@@ -137,12 +140,12 @@ class Records:
         for _, one in self._spool.of_build(lease.id):
             found[one["attempt"]] = {**found.get(one["attempt"], {}), **one}
         kept = (one["sizing"] for one in found.values() if "sizing" in one)
-        sizing = self._spool.decision(lease.id) or next(kept, None)
+        sizing = _told(self._spool.decision(lease.id) or next(kept, None))
         return {
             "build": lease.id,
             "repo": lease.request.repo,
             "target": lease.request.target,
-            "sizing": cast(SizingJson | None, sizing),
+            "sizing": sizing,
             "attempts": [_shown(found[number]) for number in sorted(found)],
             "trouble": trouble,
         }
@@ -246,6 +249,14 @@ def _logged(trouble: str) -> Iterator[None]:
         yield
     except InfrastructureError as error:
         log.warning(trouble, error=str(error))
+
+
+def _told(kept: Any) -> SizingJson | None:
+    """An explanation as this version writes them; None for another's."""
+    try:
+        return _SIZING.validate_python(kept)
+    except ValidationError:
+        return None
 
 
 def _shown(record: Mapping[str, Any]) -> RecordJson:
