@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from bench.builds import overhead, warmth
 from bench.context import context
+from bench.decide import decide
 from bench.farm import Bench
 from bench.generic import generic
 from bench.lease import lease, sizes
 from bench.memory import memory
 from bench.neighbour import neighbour
 from bench.page import Found
+from bench.quality import quality
 from bench.together import together
 
 ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
@@ -24,5 +26,7 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "warmth": warmth,
     "context": context,
     "neighbour": neighbour,
+    "decide": decide,
+    "quality": quality,
 }
 """By the word that measures it: `python -m bench lease`."""

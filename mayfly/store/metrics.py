@@ -109,12 +109,13 @@ class MetricsStore:
         async with self._faults(CALL_TIMEOUT_S):
             from surrealdb import RecordID
 
-            for runner, record in records:
-                await self._query(
-                    "UPSERT $id MERGE $record RETURN NONE",
-                    id=RecordID("attempt", runner),
-                    record=_written(record),
-                )
+            rows = [
+                {"id": RecordID("attempt", runner), "fields": _written(record)}
+                for runner, record in records
+            ]
+            await self._query(
+                "FOR $row IN $rows { UPSERT $row.id MERGE $row.fields RETURN NONE }", rows=rows
+            )
 
     async def history(self, repo: str, target: str, now: datetime) -> History | None:
         """The newest attempts of the repo's `target`, or of all its targets when that has none.
