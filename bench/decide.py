@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from bench import stats
@@ -36,7 +35,6 @@ async def decide(bench: Bench) -> Found:
             started_at = time.perf_counter()
             await store.open()
             opening_s = time.perf_counter() - started_at
-            before = resident_bytes()
             taken = [await one(store, n % repos) for n in range(bench.times(200))]
         finally:
             await store.close()
@@ -48,12 +46,7 @@ async def decide(bench: Bench) -> Found:
                 stats.percentile(taken, 0.95) <= AT_MOST_S,
             )
         )
-        grown = (resident_bytes() - before) / 2**20
-        notes.append(
-            f"{name}: opening the store again took {stats.duration(opening_s)}; "
-            f"the questions made the process {grown:.0f} MiB larger, to "
-            f"{resident_bytes() / 2**20:.0f} MiB"
-        )
+        notes.append(f"{name}: opening the store again took {stats.duration(opening_s)}")
     return Found(tuple(lines), tuple(notes))
 
 
@@ -96,8 +89,3 @@ def records(count: int, repos: int) -> Iterator[tuple[str, dict[str, Any]]]:
                 "steps": [{"name": f"RUN step {step}", "memory_bytes": GIB} for step in range(8)],
             },
         )
-
-
-def resident_bytes() -> int:
-    """What this process has in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

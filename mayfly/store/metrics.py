@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -69,7 +69,9 @@ _OF_REPO = _HISTORY.replace("OF_TARGET", "")
 
 
 class MetricsStore:
-    """The table `attempt` of one database. Every method raises `InfrastructureError`."""
+    """The table `attempt` of one database. Methods raise `InfrastructureError`, and `Unreachable`
+    for a store that is not there, which is closed then and can be opened again.
+    """
 
     def __init__(self, url: str, *, username: str = "", password: str = "") -> None:
         """`url` as SurrealDB writes it; user and password are for a server's root or database."""
@@ -96,11 +98,12 @@ class MetricsStore:
             self._db = db
 
     async def close(self) -> None:
-        """Let go of it, whatever state it is in."""
+        """Let go of it, whatever state it is in. Raises nothing."""
         db, self._db = self._db, None
-        if db is not None:
+        with suppress(InfrastructureError):
             async with self._faults(CALL_TIMEOUT_S):
-                await db.close()
+                if db is not None:
+                    await db.close()
 
     async def put(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Write each record under its runner's name; fields that are there already are replaced,
