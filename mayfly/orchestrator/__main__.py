@@ -76,7 +76,7 @@ async def serve(config: Config, provider: Provider) -> None:
         past = _metrics_store(config)
         stack.push_async_callback(past.close)
         records = Records(past, spool, room, metrics, now, config.metrics)
-        ledger = Ledger(store, Hub(), metrics, records.finished)
+        ledger = Ledger(store, Hub(), metrics, records.closed)
         local = provider.golden and not config.pool.disk_gb
         disk_free = partial(free_disk_bytes, config.state) if local else None
         reconciler = Reconciler(ledger, provider, edge, room, metrics, now, disk_free)

@@ -174,7 +174,7 @@ async def farm(
     )
     past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
     records = Records(past, spool, room, metrics, clock, config.metrics)
-    ledger = Ledger(store, Hub(), metrics, records.finished)
+    ledger = Ledger(store, Hub(), metrics, records.closed)
     reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock)
     service = Service(
         config,

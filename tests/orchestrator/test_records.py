@@ -144,6 +144,30 @@ async def test_a_record_has_what_became_of_the_attempt(tmp_path: Path) -> None:
     assert record["cost"] == pytest.approx((2 * 3.6 + 2 * 7.2) * 20 / 3600)
 
 
+async def test_each_attempt_has_a_record_and_costs_once(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path), reconciling=False) as f:
+        lease_id, began_at = (await f.api.ask(REQUEST, ""))["id"], f.clock.now
+        f.clock.forward(10)
+        killed = used(900 * MIB, oom_kills=1)
+        f.records.finished(f.ledger.get(lease_id), killed, started_at=began_at)
+        began_at = f.clock.now
+        second = f.ledger.change(lease_id, lambda row: replace(row, attempt=2, size=T2))
+        f.clock.forward(7)
+        f.records.finished(second, used(1200 * MIB), started_at=began_at)
+        f.clock.forward(1)
+        await f.api.report(lease_id, outcome=Outcome.FAILED)
+        await f.settled(lambda: f.records._spool.count() == 0)
+        told = (await f.api.why(lease_id))["attempts"]
+        assert [(one["size"], one["vm_s"], one["outcome"]) for one in told] == [
+            ("t1", 10, None),
+            ("t2", 7, "failed"),
+        ]
+        text = (await f.http.get("/metrics", headers=ROOT)).text
+        assert 'mayfly_vm_seconds_total{size="t1"} 10.0' in text
+        assert 'mayfly_vm_seconds_total{size="t2"} 7.0' in text
+        assert f.records._finished == set()
+
+
 def test_without_prices_nothing_costs() -> None:
     assert Prices().cost(T1, GIB, 3600) is None
     assert Prices(cpu_hour=2).cost(T2, GIB, 1800) == 2

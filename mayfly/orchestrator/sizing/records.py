@@ -84,6 +84,7 @@ class Records:
         self._wake = asyncio.Event()
         self._tried = asyncio.Event()  # to open the store, whatever came of it
         self._pruned_at: datetime | None = None
+        self._finished: set[str] = set()  # runners of open leases whose time is counted
         self._trouble = ""
 
     async def decide(self, request: LeaseRequest) -> Decision:
@@ -108,25 +109,39 @@ class Records:
         usage: Usage | None = None,
         *,
         grown_bytes: int = 0,
+        started_at: datetime | None = None,
         steps: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """An attempt of the lease is over, as its row says: have its record written.
 
-        `usage` is what its runner saw; a record without it counts in no history. `grown_bytes` is
-        the memory that was plugged in while it ran. Called again for the same attempt, what is
-        said anew is added. Raises nothing: a record is worth less than a build.
+        `usage` is what its runner saw, told once; a record without it counts in no history.
+        `grown_bytes` is the memory that was plugged in while it ran. Its VM was begun at
+        `started_at`, by default when the lease was admitted. Raises nothing: a record is worth
+        less than a build.
         """
+        record = self._record(lease, usage, grown_bytes, started_at, steps)
+        if usage:
+            self._metrics.used(lease.size, usage, lease.size.memory_bytes + grown_bytes)
+        if lease.runner not in self._finished:
+            self._finished.add(lease.runner)
+            self._metrics.cost(lease.size.name, record["vm_s"], record.get("cost"))
         with _logged("a build's record is not kept"):
             told = self._spool.decision(lease.id)
-            record = self._record(lease, usage, grown_bytes, steps)
             self._spool.put(lease.runner, {**record, **({"sizing": told} if told else {})})
-            if lease.outcome:
-                self._spool.forget(lease.id)
-            if usage:
-                self._metrics.used(lease.size, usage, lease.size.memory_bytes + grown_bytes)
-            if lease.outcome:
-                self._metrics.cost(lease.size.name, record["vm_s"], record.get("cost"))
         self._wake.set()
+
+    def closed(self, lease: Lease) -> None:
+        """Nothing of the lease is left but its row: its last attempt's record gets the outcome."""
+        if lease.runner in self._finished:
+            late = {"outcome": lease.outcome, "timings_s": dict(lease.timings_s)}
+            with _logged("a build's outcome is not kept"):
+                self._spool.put(lease.runner, {"build": lease.id, "attempt": lease.attempt, **late})
+            self._wake.set()
+        else:
+            self.finished(lease)
+        self._finished -= {f"{lease.id}-{number}" for number in range(1, lease.attempt + 1)}
+        with _logged("a build's explanation stays on disk"):
+            self._spool.forget(lease.id)
 
     async def why(self, lease: Lease) -> WhyJson:
         """Why a build has its size, and what its attempts took so far."""
@@ -204,13 +219,13 @@ class Records:
         lease: Lease,
         usage: Usage | None,
         grown_bytes: int,
+        started_at: datetime | None,
         steps: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
-        now, request = self._clock(), lease.request
-        ended_at = lease.ended_at or now
-        queued = timedelta(seconds=lease.timings_s.get("queue", 0.0))
-        had_vm = "queue" in lease.timings_s
-        vm_s = max(0.0, (ended_at - lease.created_at - queued).total_seconds()) if had_vm else 0.0
+        request, ended_at = lease.request, lease.ended_at or self._clock()
+        if started_at is None and "queue" in lease.timings_s:
+            started_at = lease.created_at + timedelta(seconds=lease.timings_s["queue"])
+        vm_s = max(0.0, (ended_at - started_at).total_seconds()) if started_at else 0.0
         trusted = request.event in TRUSTED_EVENTS
         record: dict[str, Any] = {
             "build": lease.id,
@@ -260,11 +275,12 @@ def _told(kept: Any) -> SizingJson | None:
 
 
 def _shown(record: Mapping[str, Any]) -> RecordJson:
-    usage = record.get("usage") or {}
+    """What is there of a record; another version's may lack anything."""
+    usage, given = record.get("usage") or {}, record.get("given") or {}
     return {
         "attempt": record["attempt"],
-        "size": record["given"]["name"],
-        "memory_limit_bytes": record.get("memory_limit_bytes", record["given"]["memory_bytes"]),
+        "size": given.get("name", ""),
+        "memory_limit_bytes": record.get("memory_limit_bytes", given.get("memory_bytes", 0)),
         "outcome": record.get("outcome"),
         "memory_bytes": usage.get("memory_bytes"),
         "cpu": usage.get("cpu"),
