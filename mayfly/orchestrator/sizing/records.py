@@ -31,7 +31,7 @@ from mayfly.wire import RecordJson, SizingJson, WhyJson
 PATIENCE_S = 0.5
 """How long a request for a size waits for its history."""
 
-OPENING_S = 3.0
+OPENING_S = 5.0
 """How long it waits for a store that is just being opened, when the orchestrator has just begun."""
 
 TICK_S = 5.0
