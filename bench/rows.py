@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from bench.builds import overhead, warmth
 from bench.context import context
+from bench.decide import decide
 from bench.farm import Bench
 from bench.generic import generic
 from bench.lease import lease, sizes
 from bench.memory import memory
 from bench.neighbour import neighbour
 from bench.page import Found
+from bench.quality import quality
 from bench.spec import build_spec
 from bench.together import together
 
@@ -26,5 +28,7 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "context": context,
     "neighbour": neighbour,
     "spec": build_spec,
+    "decide": decide,
+    "quality": quality,
 }
 """By the word that measures it: `python -m bench lease`."""

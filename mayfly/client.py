@@ -33,8 +33,10 @@ from mayfly.wire import (
     BuildJson,
     LeaseJson,
     LoggedJson,
+    SizingJson,
     StatusJson,
     VerdictJson,
+    WhyJson,
 )
 
 TIMEOUT_S = 10.0
@@ -186,6 +188,16 @@ class Client:
     async def build(self, build: str) -> BuildJson:
         """One build. Raises `NotFound`."""
         return cast(BuildJson, (await self._call("GET", _build(build))).json())
+
+    async def why(self, build: str) -> WhyJson:
+        """Why a build had its size, and what its attempts took. Raises `NotFound`."""
+        return cast(WhyJson, (await self._call("GET", f"{_build(build)}/why")).json())
+
+    async def size(self, request: LeaseRequest) -> SizingJson:
+        """What such a request would get now, and why (admin). Raises as `ask` does."""
+        told = asdict(request)
+        asked = {name: told[name] for name in ("repo", "size", "target", "languages", "spec")}
+        return cast(SizingJson, (await self._call("POST", "/v1/size", json=asked)).json())
 
     async def log(self, build: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The build's log from byte `offset` on, in pieces, as far as it goes now."""

@@ -262,6 +262,28 @@ class S3(_Section):
     secret_key: str = Field("", description="Secret key; better given as MAYFLY_S3__SECRET_KEY.")
 
 
+class Metrics(_Section):
+    """What builds took: a SurrealDB that sizes are decided by, and what VMs cost."""
+
+    url: str = Field(
+        "",
+        pattern=r"^$|^(wss?|https?)://[^/@]+",
+        description="URL of a SurrealDB server, as in `ws://db.example:8000`; "
+        "empty: the embedded one, below `state`.",
+    )
+    username: str = Field("", description="The server's user, of its root.")
+    password: str = Field(
+        "", description="That user's password; better given as MAYFLY_METRICS__PASSWORD."
+    )
+    keep_days: int = Field(
+        180, ge=1, description="Days that an attempt's record is kept; 90 count in sizes."
+    )
+    price_cpu_hour: float = Field(
+        0, ge=0, description="What a vCPU costs for an hour, in a currency of yours; 0: not told."
+    )
+    price_gib_hour: float = Field(0, ge=0, description="What a GiB of memory costs for an hour.")
+
+
 class Golden(_Section):
     """What goes into images that Mayfly makes."""
 
@@ -297,6 +319,7 @@ class Config(_Section):
     network: Network = Network()
     registry: Registry = Registry()
     s3: S3 = S3()
+    metrics: Metrics = Metrics()
     golden: Golden = Golden()
 
     @property

@@ -108,23 +108,29 @@ def choose(name: str, room: Room) -> Size:
     ladder = {size.name: size for size in room.sizes}
     if name and name not in ladder:
         raise UsageError(f"unknown size {name!r}", hint=f"choose one of {', '.join(ladder)}")
-    fitting = room.fitting
-    if not fitting:
-        raise MachineUnfit(
-            f"no size fits this machine ({_words(room)} for runners)",
-            hint="configure a smaller rung under [ladder], or raise pool.memory_gb or pool.disk_gb",
-        )
+    fitting = rungs(room)
     if not name:
         return fitting[0]
     size = ladder[name]
     if not room.fits(size):
         raise TooBig(
-            f"size {size} is more than this machine holds ({_words(room)} for runners)",
+            f"size {size} is more than this machine holds ({words(room)} for runners)",
             hint=f"the largest that fits is {fitting[-1].name}",
         )
     return size
 
 
-def _words(room: Room) -> str:
+def rungs(room: Room) -> tuple[Size, ...]:
+    """The rungs that this machine holds, smallest first. Raises `MachineUnfit` without any."""
+    if not room.fitting:
+        raise MachineUnfit(
+            f"no size fits this machine ({words(room)} for runners)",
+            hint="configure a smaller rung under [ladder], or raise pool.memory_gb or pool.disk_gb",
+        )
+    return room.fitting
+
+
+def words(room: Room) -> str:
+    """The room, for people."""
     memory, disk = room.memory_bytes / GIB, room.disk_bytes / GIB
     return f"{memory:.1f} GiB memory, {room.cpus} vCPU and {disk:.0f} GiB disk"

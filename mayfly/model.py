@@ -14,6 +14,9 @@ from enum import StrEnum
 GIB = 1024**3
 MIB = 1024**2
 
+MARGIN = 1.2
+"""Times the 95th percentile of what past builds took is what the next one gets (the record)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -128,6 +131,24 @@ class Usage:
     disk_bytes: int
     oom_kills: int
     samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is kept of a repo's past builds, as sizing goes by it.
+
+    `builds` are the attempts that it was made of, of one Dockerfile target or, with `target` None,
+    of all of them. `memory_bytes` and `cpu` are 95th percentiles of what those needed; an attempt
+    that filled its vCPUs counts in `cpu` as that many less `MARGIN`. `killed_bytes` is the
+    most memory that one of them had when it was killed for want of it; 0 when none was.
+    """
+
+    builds: int
+    memory_bytes: float
+    cpu: float
+    killed_bytes: int = 0
+    saturated: int = 0
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

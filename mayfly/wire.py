@@ -17,6 +17,81 @@ class SizeJson(TypedDict):
     disk_bytes: int
 
 
+class NeedJson(TypedDict):
+    """How much of a dimension (memory, cpu, disk) each tier asks for, in `unit`."""
+
+    dimension: str
+    unit: str
+    declared: float | None
+    history: float | None
+    default: float | None
+    wanted: float
+    tier: str
+
+
+class HistoryJson(TypedDict):
+    """What past attempts took. `target` is null where those of all targets count."""
+
+    builds: int
+    target: str | None
+    memory_p95_bytes: float
+    cpu_p95: float
+    killed_bytes: int
+    saturated: int
+
+
+class SizingJson(TypedDict):
+    """A size and why: `lines` are for people, all else for programs.
+
+    `tier` is asked, declared, history, default or smallest. `deciding` are the dimensions for which
+    the next smaller size will not do; `short` those that the size has less of than is wanted.
+    `computed` is another than the size only where that was asked for by name.
+    """
+
+    size: SizeJson
+    tier: str
+    deciding: list[str]
+    short: list[str]
+    computed: str | None
+    languages: list[str]
+    history: HistoryJson | None
+    trouble: str
+    needs: list[NeedJson]
+    lines: list[str]
+
+
+class RecordJson(TypedDict):
+    """What is kept of one attempt. `memory_limit_bytes` is its size's and what it grew by.
+
+    `memory_bytes`, `cpu` and `oom_kills` are what its runner saw, null without. `vm_s` is for how
+    long there was a VM, `cost` what that came to where prices are configured.
+    """
+
+    attempt: int
+    size: str
+    memory_limit_bytes: int
+    outcome: str | None
+    memory_bytes: int | None
+    cpu: float | None
+    oom_kills: int | None
+    counts: bool
+    vm_s: float
+    cost: float | None
+
+
+class WhyJson(TypedDict):
+    """Why a build had its size, and what its attempts took. `sizing` is null where it is not known
+    any more, or not now: then `trouble` says why.
+    """
+
+    build: str
+    repo: str
+    target: str
+    sizing: SizingJson | None
+    attempts: list[RecordJson]
+    trouble: str
+
+
 class AskedJson(TypedDict):
     """The answer to `POST /v1/leases`. `token` opens this lease's routes and no others.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mayfly import spec
 from mayfly.build import remote
 from mayfly.build.args import BuildArgs
-from mayfly.build.languages import languages
+from mayfly.languages import known
 from mayfly.model import BuildSpec
 
 NONE = "none"
@@ -27,22 +27,22 @@ def declared(args: BuildArgs, environ: Mapping[str, str], cwd: Path) -> Declared
     that cannot be read.
     """
     if args.spec == NONE:
-        return None, languages(_names(args, cwd))
+        return None, known(_names(args, cwd))
     if args.spec:
         file = cwd / args.spec
         given = spec.load(file, spec.root_of(file.parent), args.spec)
-        return given, languages(_names(args, cwd))
+        return given, known(_names(args, cwd))
     if git := remote.git(args.context):
         with remote.fetched(git, environ) as tree:
             there = spec.load(tree.root / tree.spec, tree.root, tree.spec) if tree.spec else None
-            return there, languages(tree.names)
+            return there, known(tree.names)
     if args.remote or args.context == "-":
         return None, ()
     folder = (cwd / args.context).resolve()
     root = spec.root_of(folder)
     nearest = spec.nearest(folder, root)
     there = spec.load(nearest, root, os.path.relpath(nearest, cwd)) if nearest else None
-    return there, languages(_names(args, cwd))
+    return there, known(_names(args, cwd))
 
 
 def _names(args: BuildArgs, cwd: Path) -> Iterator[str]:

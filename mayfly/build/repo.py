@@ -22,12 +22,16 @@ def name(args: BuildArgs, environ: Mapping[str, str], cwd: Path) -> str:
     Always matches `GRAMMAR` and is at most 200 characters. Raises `UsageError` when nothing of
     the name found can be part of an image's name. git absent, or no work tree, is no fault.
     """
-    for text in (args.repo, environ.get("CI_REPO", "")):
-        if text:
-            return normalise(text)
-    if args.remote:
+    given = args.repo or environ.get("CI_REPO", "")
+    if args.remote and not given:
         return normalise(origin_path(args.context.partition("#")[0]))
-    directory = cwd if args.context == "-" else (cwd / args.context).resolve()
+    return of(given, cwd if args.context == "-" else (cwd / args.context).resolve())
+
+
+def of(given: str, directory: Path) -> str:
+    """The name `given`, else that of the repo in a directory, as `name` makes it."""
+    if given:
+        return normalise(given)
     origin = _git(directory, "config", "--get", "remote.origin.url")
     return normalise(origin_path(origin) if origin else directory.name)
 

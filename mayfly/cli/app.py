@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, golden, lease, machine, records, spec
+from mayfly.cli import base, build, golden, lease, machine, records, sizing, spec
 
 app = typer.Typer(
     name="mayfly",
@@ -21,6 +21,8 @@ app.command("down")(machine.down)
 app.command("status")(machine.status)
 app.command("doctor")(machine.doctor)
 app.command("logs")(records.logs)
+app.command("why")(sizing.why)
+app.command("size")(sizing.size)
 app.add_typer(lease.app, name="lease")
 app.add_typer(golden.app, name="golden")
 app.add_typer(base.app, name="base")

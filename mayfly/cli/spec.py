@@ -68,13 +68,12 @@ def init(
         mayfly spec init
         mayfly spec init --stdout services/web
     """
-    from mayfly import spec
-    from mayfly.build.languages import languages
+    from mayfly import languages, spec
     from mayfly.errors import Conflict, UsageError
 
     file = folder / spec.NAME
     try:
-        text = spec.propose(languages(path.name for path in folder.iterdir() if path.is_file()))
+        text = spec.propose(languages.found(folder))
         if stdout:
             print(text, end="")
             return

@@ -33,8 +33,11 @@ from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.reconcile import Reconciler
 from mayfly.orchestrator.service import Service
+from mayfly.orchestrator.sizing.records import Records
 from mayfly.registry import tokens
 from mayfly.store.leases import LeaseStore
+from mayfly.store.metrics import MetricsStore
+from mayfly.store.spool import Spool
 from mayfly.vm.provider import Provider
 
 DRAIN_S = 2
@@ -69,7 +72,11 @@ async def serve(config: Config, provider: Provider) -> None:
         store = stack.enter_context(closing(LeaseStore(home / "leases.sqlite")))
         edge = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
         metrics, room = Metrics(), limits(config, *physical(config.state))
-        ledger = Ledger(store, Hub(), metrics)
+        spool = stack.enter_context(closing(Spool(home / "spool.sqlite")))
+        past = _metrics_store(config)
+        stack.push_async_callback(past.close)
+        records = Records(past, spool, room, metrics, now, config.metrics)
+        ledger = Ledger(store, Hub(), metrics, records.closed)
         local = provider.golden and not config.pool.disk_gb
         disk_free = partial(free_disk_bytes, config.state) if local else None
         reconciler = Reconciler(ledger, provider, edge, room, metrics, now, disk_free)
@@ -84,6 +91,7 @@ async def serve(config: Config, provider: Provider) -> None:
             metrics,
             now,
             provider.about,
+            records,
         )
         server = _Server(
             uvicorn.Config(
@@ -99,10 +107,18 @@ async def serve(config: Config, provider: Provider) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(reconciler.run()), tasks.create_task(reconciler.warm())]
+            loops = (reconciler.run(), reconciler.warm(), records.run())
+            work = [tasks.create_task(loop) for loop in loops]
             await server.serve()
             for task in work:
                 task.cancel()
+
+
+def _metrics_store(config: Config) -> MetricsStore:
+    """The configured server, or the embedded one below the state."""
+    given = config.metrics
+    url = given.url or f"surrealkv://{config.state / 'orchestrator' / 'metrics'}"
+    return MetricsStore(url, username=given.username, password=given.password)
 
 
 class _Server(uvicorn.Server):

@@ -17,7 +17,7 @@ from mayfly import __version__
 from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
 from mayfly.model import MIB, Outcome
 from mayfly.orchestrator import docker, metrics, page
-from mayfly.orchestrator.forms import LeaseForm, ReportForm, Stop
+from mayfly.orchestrator.forms import LeaseForm, ReportForm, SizeForm, Stop
 from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
 from mayfly.orchestrator.trust import Principal
 from mayfly.wire import (
@@ -26,9 +26,11 @@ from mayfly.wire import (
     BuildJson,
     LeaseJson,
     LoggedJson,
+    SizingJson,
     StatusJson,
     TokenJson,
     VerdictJson,
+    WhyJson,
 )
 
 MAX_BODY_BYTES = MIB
@@ -103,7 +105,7 @@ def create_app(service: Service) -> FastAPI:
         key = request.headers.get("idempotency-key", "")
         if len(key) > 200:
             raise UsageError("Idempotency-Key is longer than 200 characters")
-        return service.ask(form.request(), key and f"{who.name}:{key}")
+        return await service.ask(form.request(), key and f"{who.name}:{key}")
 
     @app.get("/v1/leases")
     async def leases(service: Serve, who: Admin) -> list[LeaseJson]:
@@ -160,6 +162,16 @@ def create_app(service: Service) -> FastAPI:
     async def build(lease_id: str, service: Serve, _: Reader) -> BuildJson:
         """One build, running or ended."""
         return service.build(lease_id)
+
+    @app.get("/v1/builds/{lease_id}/why")
+    async def build_why(lease_id: str, service: Serve, _: Reader) -> WhyJson:
+        """Why the build had its size, and what its attempts took."""
+        return await service.why(lease_id)
+
+    @app.post("/v1/size")
+    async def size(form: SizeForm, service: Serve, _: Admin) -> SizingJson:
+        """What such a build would get now, and why; no lease is made."""
+        return await service.size(form.request())
 
     @app.get("/v1/builds/{lease_id}/log")
     async def build_log(

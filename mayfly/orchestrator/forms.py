@@ -96,6 +96,22 @@ class LeaseForm(_Form):
         return LeaseRequest(**fields, spec=self.spec.spec() if self.spec else None)
 
 
+class SizeForm(_Form):
+    """The body of `POST /v1/size`: of a lease's, what sizes are decided by."""
+
+    repo: Annotated[str, AfterValidator(_repo)]
+    size: Text = ""
+    target: Text = ""
+    languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
+    spec: SpecForm | None = None
+
+    def request(self) -> LeaseRequest:
+        fields = self.model_dump(exclude={"spec"})
+        return LeaseRequest(
+            **fields, ssh_public_key="", spec=self.spec.spec() if self.spec else None
+        )
+
+
 class ReportForm(_Form):
     """The body of a report: how the build ended, as its client saw it."""
 

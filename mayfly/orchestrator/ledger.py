@@ -15,7 +15,14 @@ from mayfly.store.leases import LeaseStore
 class Ledger:
     """The one way to a lease's row. `changed` is set whenever the plan may have changed."""
 
-    def __init__(self, store: LeaseStore, hub: Hub, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: LeaseStore,
+        hub: Hub,
+        metrics: Metrics,
+        closed: Callable[[Lease], None] = lambda _: None,
+    ) -> None:
+        """`closed` is told of every lease of which nothing is left but its row."""
         self.get = store.get
         self.open = store.open
         self.recent = store.recent
@@ -23,6 +30,7 @@ class Ledger:
         self.changed = asyncio.Event()
         self._store = store
         self._metrics = metrics
+        self._closed = closed
 
     def add(self, lease: Lease, *, key: str, body_hash: str) -> Lease:
         """Write a new lease, or find the one its idempotency key made; see `LeaseStore.add`."""
@@ -45,6 +53,7 @@ class Ledger:
                 self.changed.set()
             if states.is_closed(after):
                 self.hub.forget(lease_id)
+                self._closed(after)
         return after
 
     def tell(self, lease_id: str, line: str) -> None:

@@ -10,14 +10,13 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from mayfly.config import Config, LeaseOptions
 from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
-from mayfly.ladder import choose
 from mayfly.model import BuildSpec, Desired, Lease, LeaseRequest, Observed, Operation, Outcome
 from mayfly.orchestrator import docker, plan, states, views
 from mayfly.orchestrator.events import Event
@@ -27,6 +26,8 @@ from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.reconcile import Reconciler
+from mayfly.orchestrator.sizing import explain
+from mayfly.orchestrator.sizing.records import Records
 from mayfly.orchestrator.trust import Principal, Trust
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
@@ -36,9 +37,11 @@ from mayfly.wire import (
     BeatJson,
     BuildJson,
     LeaseJson,
+    SizingJson,
     StatusJson,
     TokenJson,
     VerdictJson,
+    WhyJson,
 )
 
 LONGEST_WAIT_S = 25.0
@@ -76,6 +79,7 @@ class Service:
         metrics: Metrics,
         clock: Callable[[], datetime],
         about: Callable[[], Awaitable[About]],
+        records: Records,
         *,
         new_id: Callable[[], str] = new_id,
     ) -> None:
@@ -89,23 +93,25 @@ class Service:
         self._metrics = metrics
         self._clock = clock
         self._about = about
+        self._records = records
         self._new_id = new_id
 
     def verify(self, credential: str) -> Principal:
         """Who is asking. Raises `Unauthenticated`."""
         return self._trust.verify(credential, self._clock())
 
-    def ask(self, request: LeaseRequest, key: str) -> AskedJson:
+    async def ask(self, request: LeaseRequest, key: str) -> AskedJson:
         """A new lease, on disk before this returns; or the one that `key` made before.
 
         Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Conflict` for a key that
         was used with another request. An empty key makes a new lease each time.
         """
+        decision = await self._records.decide(request)
         now = self._clock()
-        lease = Lease(
+        asked = Lease(
             id=self._new_id(),
             request=request,
-            size=choose(request.size, self._limits),
+            size=decision.size,
             desired=Desired.RUNNING,
             observed=Observed.ABSENT,
             operation=Operation.NONE,
@@ -115,13 +121,11 @@ class Service:
             budget_s=budget_s(request.spec, self._config.lease),
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
-        lease = self._ledger.add(lease, key=key, body_hash=hashlib.sha256(body).hexdigest())
-        if request.spec and lease.budget_s < (request.spec.time_budget_min or 0) * 60:
-            self._ledger.tell(
-                lease.id,
-                f"the time budget is {lease.budget_s / 60:g} min, this farm's longest: the build "
-                f"spec asks for {request.spec.time_budget_min:g}",
-            )
+        lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
+        if lease is asked:
+            self._records.decided(lease, decision)
+            for line in (*explain.remarks(decision), *shortened(lease)):
+                self._ledger.tell(lease.id, line)
         end = token_end(lease, self._limits)
         return views.asked(
             lease,
@@ -218,6 +222,14 @@ class Service:
         """One build, however old."""
         return views.build(self._ledger.get(build_id), self._config)
 
+    async def why(self, build_id: str) -> WhyJson:
+        """Why the build had its size, and what its attempts took."""
+        return await self._records.why(self._ledger.get(build_id))
+
+    async def size(self, request: LeaseRequest) -> SizingJson:
+        """What such a request would get now, and why. Raises as `ask` does."""
+        return explain.as_json(await self._records.decide(request))
+
     def log(self, build_id: str, offset: int) -> Iterator[bytes]:
         """The build's log from `offset` on, as far as it goes now."""
         self._ledger.get(build_id)
@@ -302,6 +314,16 @@ def budget_s(spec: BuildSpec | None, options: LeaseOptions) -> float:
     if spec is None or spec.time_budget_min is None:
         return options.budget_min * 60
     return 60 * min(spec.time_budget_min, max(options.max_budget_min, options.budget_min))
+
+
+def shortened(lease: Lease) -> Iterable[str]:
+    """What to tell whose build spec asks for more time than builds have here."""
+    wanted = lease.request.spec.time_budget_min if lease.request.spec else None
+    if wanted is not None and lease.budget_s < wanted * 60:
+        yield (
+            f"the time budget is {lease.budget_s / 60:g} min, this farm's longest: the build "
+            f"spec asks for {wanted:g}"
+        )
 
 
 def token_end(lease: Lease, limits: Limits) -> datetime:

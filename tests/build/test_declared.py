@@ -12,8 +12,8 @@ import pytest
 
 from mayfly.build import args, bake, remote
 from mayfly.build.declared import declared
-from mayfly.build.languages import languages
 from mayfly.errors import SchemaError, UsageError
+from mayfly.languages import known
 from mayfly.model import BuildSpec
 from mayfly.spec import NAME
 
@@ -102,7 +102,7 @@ def test_a_definition_is_about_the_working_directory_and_all_its_contexts(repo: 
     ],
 )
 def test_languages_by_their_files(names: Sequence[str], expected: tuple[str, ...]) -> None:
-    assert languages(names) == expected
+    assert known(names) == expected
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_commands_of_this_version_are_there() -> None:
     words = {" ".join(command) for command in COMMANDS}
     assert words >= {
-        *("up", "down", "status", "doctor", "build", "bake", "logs", "base push"),
+        *("up", "down", "status", "doctor", "build", "bake", "logs", "base push", "why", "size"),
         *("lease ls", "lease show", "lease rm", "golden build", "golden ls"),
         *("spec check", "spec init", "spec schema"),
     }
@@ -76,7 +76,9 @@ def test_the_reference_is_what_the_commands_say() -> None:
         assert f"### `mayfly {' '.join(command)}`" in written
 
 
-@pytest.mark.parametrize("command", [("lease", "ls"), ("golden", "ls"), ("status",), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [("lease", "ls"), ("golden", "ls"), ("status",), ("doctor",), ("why",), ("size",)]
+)
 def test_what_lists_has_json(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     main.run([*command, "--help"])
     assert "--json" in capsys.readouterr().out
@@ -245,7 +247,8 @@ def farm(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, Any]]
         def do_GET(self) -> None:
             status, body = answers[self.path.partition("?")[0]]
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answers[f"asked {self.path}"] = (0, asked)
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -345,6 +348,52 @@ def test_leases_are_listed(
     assert capsys.readouterr().out == "no leases\n"
     assert main.run(["lease", "ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+SIZING: dict[str, Any] = {
+    "size": {"name": "medium", "cpus": 4, "memory_bytes": 8 << 30, "disk_bytes": 40 << 30},
+    "lines": ["size medium: memory 8 GiB, what is usual for the language", "declared: nothing"],
+}
+
+
+def test_the_size_of_the_next_build_is_asked_for_with_what_is_here(
+    here: Path, farm: dict[str, tuple[int, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    farm["/v1/size"] = (200, SIZING)
+    (here / "Cargo.toml").touch()
+    assert main.run(["size", "--repo", "Team/App"]) == 0
+    assert capsys.readouterr().out.splitlines() == SIZING["lines"]
+    assert main.run(["size", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == SIZING
+    asked = json.loads(farm["asked /v1/size"][1])
+    assert (asked["repo"], asked["languages"]) == (here.name, ["rust"])
+    farm["/v1/size"] = (422, _error("too_big", "no size holds it", "declare less"))
+    assert main.run(["size"]) == 4
+
+
+def test_why_a_build_had_its_size_is_told_with_its_attempts(
+    farm: dict[str, tuple[int, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = {
+        "attempt": 1, "size": "medium", "memory_limit_bytes": 8 << 30, "outcome": "failed",
+        "memory_bytes": 3 << 29, "cpu": 1.5, "oom_kills": 0, "counts": True, "vm_s": 65.0,
+        "cost": None,
+    }  # fmt: skip
+    told = {
+        "build": "x", "repo": "team/app", "target": "", "sizing": SIZING, "attempts": [attempt],
+        "trouble": "",
+    }  # fmt: skip
+    farm["/v1/builds/x/why"] = (200, told)
+    assert main.run(["why", "x"]) == 0
+    out = capsys.readouterr().out
+    assert SIZING["lines"][0] in out
+    assert "1.50 GiB" in out and "1 min 5 s" in out
+    assert main.run(["why", "x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    farm["/v1/builds/x/why"] = (200, {**told, "sizing": None, "attempts": [], "trouble": "away"})
+    assert main.run(["why", "x"]) == 0
+    captured = capsys.readouterr()
+    assert "not known any more" in captured.out and "away" in captured.err
 
 
 def test_every_fault_of_a_configuration_is_said_at_once(

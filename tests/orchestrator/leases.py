@@ -25,8 +25,11 @@ from mayfly.orchestrator.limits import limits
 from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.service import Service
+from mayfly.orchestrator.sizing.records import Records
 from mayfly.registry import tokens
 from mayfly.store.leases import LeaseStore
+from mayfly.store.metrics import MetricsStore
+from mayfly.store.spool import Spool
 from mayfly.vm.fake import Fake
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -126,6 +129,7 @@ class Farm:
     ledger: Ledger
     reconciler: reconcile.Reconciler
     service: Service
+    records: Records
     api: Client
     http: httpx.AsyncClient
 
@@ -157,6 +161,7 @@ async def farm(
     *,
     cores: int = 4,
     reconciling: bool = True,
+    past: MetricsStore | None = None,
 ) -> AsyncIterator[Farm]:
     """An orchestrator with its loops running. Leaving it is its death: rows stay as they are."""
     provider, edge, clock = provider or Fake(), edge or FakeEdge(), clock or Clock()
@@ -167,7 +172,9 @@ async def farm(
         LeaseStore(home / "db"),
         Metrics(),
     )
-    ledger = Ledger(store, Hub(), metrics)
+    past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
+    records = Records(past, spool, room, metrics, clock, config.metrics)
+    ledger = Ledger(store, Hub(), metrics, records.closed)
     reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock)
     service = Service(
         config,
@@ -186,18 +193,24 @@ async def farm(
         metrics,
         clock,
         provider.about,
+        records,
     )
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
-    running = asyncio.create_task(reconciler.run()) if reconciling else None
+    loops = [records.run(), *([reconciler.run()] if reconciling else [])]
+    running = [asyncio.create_task(loop) for loop in loops]
     try:
         async with (
             Client("http://farm", ADMIN, transport=transport) as api,
             httpx.AsyncClient(transport=transport, base_url="http://farm") as http,
         ):
-            yield Farm(config, provider, edge, clock, ledger, reconciler, service, api, http)
+            yield Farm(
+                config, provider, edge, clock, ledger, reconciler, service, records, api, http
+            )
     finally:
-        if running:
-            running.cancel()
+        for loop in running:
+            loop.cancel()
             with suppress(asyncio.CancelledError):
-                await running
+                await loop
+        await past.close()
+        spool.close()
         store.close()

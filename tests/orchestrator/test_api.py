@@ -162,6 +162,8 @@ ROUTES = [
     ("DELETE", "/v1/leases/x"),
     ("GET", "/v1/builds"),
     ("GET", "/v1/builds/x"),
+    ("GET", "/v1/builds/x/why"),
+    ("POST", "/v1/size"),
     ("GET", "/v1/builds/x/log"),
     ("GET", "/v1/status"),
     ("GET", "/metrics"),

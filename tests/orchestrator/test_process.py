@@ -126,6 +126,9 @@ async def test_killed_and_started_again_everything_is_as_it_was(
             async with asyncio.timeout(10):
                 while (await client.lease(asked["id"]))["state"] != "ended":  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+            why = await client.why(asked["id"])
+            assert why["sizing"] and why["sizing"]["tier"] == "smallest"
+            assert [one["outcome"] for one in why["attempts"]] == ["succeeded"]
             assert edge == set()
             assert list((state / "orchestrator" / "fake").iterdir()) == []
     finally:
