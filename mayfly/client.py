@@ -34,6 +34,7 @@ from mayfly.wire import (
     LeaseJson,
     LoggedJson,
     StatusJson,
+    UsageJson,
     VerdictJson,
 )
 
@@ -186,6 +187,10 @@ class Client:
     async def build(self, build: str) -> BuildJson:
         """One build. Raises `NotFound`."""
         return cast(BuildJson, (await self._call("GET", _build(build))).json())
+
+    async def usage(self, build: str) -> UsageJson:
+        """What the build has used, as far as its farm knows. Raises `NotFound`."""
+        return cast(UsageJson, (await self._call("GET", f"{_build(build)}/usage")).json())
 
     async def log(self, build: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The build's log from byte `offset` on, in pieces, as far as it goes now."""

@@ -155,6 +155,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         ref=request.ref,
         event=request.event,
         target=request.args.target,
+        grow=request.args.grow,
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OWN = """\
   --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: the smallest
+  --mayfly-no-grow         give the VM no more memory than its size has while it runs
   --mayfly-repo NAME       repo that images and cache belong to; default: CI_REPO, the path of
                            git's origin, or the directory's name
 """

@@ -20,8 +20,8 @@ UID = 1000
 """The user whose BuildKit it is."""
 
 MAX_BUILDS = 4
-MAX_STEPS = 200
-MAX_NAME = 160
+MAX_STEPS = 100
+MAX_NAME = 120
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 
 
@@ -64,7 +64,7 @@ def buildctl(words: Iterable[str], timeout_s: float) -> bytes:
 def steps(
     timeout_s: float, ask: Callable[[Iterable[str], float], bytes] = buildctl
 ) -> list[dict[str, Any]]:
-    """The steps of this runner's last builds, in order of start; the last 200 of them.
+    """The steps of this runner's last builds, in order of start; the last 100 of them.
 
     `start_s` and `end_s` are Unix times by this machine's clock; a step that still runs has no end.
     """
@@ -89,7 +89,7 @@ def of_log(log: bytes) -> dict[str, dict[str, Any]]:
             for vertex in vertexes:
                 if vertex.get("started"):
                     found[str(vertex["digest"])] = {
-                        "name": str(vertex.get("name", ""))[:MAX_NAME],
+                        "name": ascii(vertex.get("name", ""))[1:-1][:MAX_NAME],
                         "start_s": _unix_s(vertex["started"]),
                         "end_s": _unix_s(vertex["completed"]) if vertex.get("completed") else None,
                         "cached": vertex.get("cached") is True,

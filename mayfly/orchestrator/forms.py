@@ -88,6 +88,7 @@ class LeaseForm(_Form):
     event: Text = "manual"
     target: Text = ""
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
+    grow: bool = True
     spec: None = None
     """Build specs are not known to this version: sending one is an error, not ignored."""
 

@@ -19,8 +19,9 @@ from mayfly.config import Config
 from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
 from mayfly.ladder import choose
 from mayfly.model import Desired, Lease, LeaseRequest, Observed, Operation, Outcome
-from mayfly.orchestrator import docker, plan, states, views
+from mayfly.orchestrator import docker, plan, states, views, watch
 from mayfly.orchestrator.events import Event
+from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.forms import ReportForm
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
@@ -38,6 +39,7 @@ from mayfly.wire import (
     LeaseJson,
     StatusJson,
     TokenJson,
+    UsageJson,
     VerdictJson,
 )
 
@@ -70,6 +72,7 @@ class Service:
         trust: Trust,
         signer: Signer,
         logs: Logs,
+        evidence: EvidenceFiles,
         metrics: Metrics,
         clock: Callable[[], datetime],
         about: Callable[[], Awaitable[About]],
@@ -83,6 +86,7 @@ class Service:
         self._trust = trust
         self._signer = signer
         self._logs = logs
+        self._evidence = evidence
         self._metrics = metrics
         self._clock = clock
         self._about = about
@@ -167,10 +171,11 @@ class Service:
         self._ledger.get(lease_id)
         return self._logs.append(lease_id, offset, data)
 
-    def report(self, lease_id: str, form: ReportForm) -> VerdictJson:
+    async def report(self, lease_id: str, form: ReportForm) -> VerdictJson:
         """The client's outcome, unless the lease has one already; the answer has the one it has.
 
-        A connection that breaks around the deadline was broken by the runner's watchdog, so that
+        What the runner's side has seen goes before what the client says (`watch.verdict`). A
+        connection that breaks around the deadline was broken by the runner's watchdog, so that
         `infrastructure` is then an exceeded budget. Raises `Conflict` for a success without a
         runner.
         """
@@ -182,6 +187,10 @@ class Service:
             over := plan.over_budget(told, now, plan.WATCHDOG_SLACK_S)
         ):
             outcome, reason = over.outcome, over.reason
+        elif states.is_ready(told):
+            told = await self._reconciler.measure(told)
+            now = self._clock()
+            outcome, reason = watch.verdict(outcome, reason, told.usage, told)
         lease = self._ledger.change(
             lease_id,
             lambda row: states.reported(
@@ -208,6 +217,11 @@ class Service:
     def build(self, build_id: str) -> BuildJson:
         """One build, however old."""
         return views.build(self._ledger.get(build_id), self._config)
+
+    def usage(self, build_id: str) -> UsageJson:
+        """What a build has used, as its runner's side saw it, as far as that is known now."""
+        lease = self._ledger.get(build_id)
+        return views.usage(lease, self._evidence.read(lease.runner))
 
     def log(self, build_id: str, offset: int) -> Iterator[bytes]:
         """The build's log from `offset` on, as far as it goes now."""

@@ -20,6 +20,7 @@ from mayfly.model import GIB, Desired, Lease, LeaseRequest, Observed, Operation,
 from mayfly.orchestrator import reconcile, states, trust
 from mayfly.orchestrator.api import create_app
 from mayfly.orchestrator.events import Hub
+from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import limits
 from mayfly.orchestrator.logs import Logs
@@ -168,7 +169,8 @@ async def farm(
         Metrics(),
     )
     ledger = Ledger(store, Hub(), metrics)
-    reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock)
+    evidence = EvidenceFiles(home / "usage")
+    reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock, evidence)
     service = Service(
         config,
         room,
@@ -183,6 +185,7 @@ async def farm(
         ),
         tokens.Signer(SIGNING),
         Logs(home / "logs"),
+        evidence,
         metrics,
         clock,
         provider.about,
