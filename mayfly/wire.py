@@ -81,11 +81,14 @@ class LoggedJson(TypedDict):
 
 
 class VerdictJson(TypedDict):
-    """The answer to a report; `outcome` is the one that counts: the first that was set."""
+    """The answer to a report; `outcome` is the one that counts: the first that was set, by what
+    the runner's side has seen. `reason` says why, where there is anything to say.
+    """
 
     verdict: str
     attempt: int
     outcome: str
+    reason: str
 
 
 class AttemptJson(TypedDict):

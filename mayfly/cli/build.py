@@ -100,6 +100,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
         complain(result.error)
     elif result.exit_status == 0:
         show(_summary(result, request))
+        if result.reason:
+            show(f"warning: {result.reason}")
     return result.exit_status
 
 

@@ -88,7 +88,8 @@ def bars(values: Sequence[float], whole: float) -> str:
         start = place * len(values) // WIDTH
         end = max(start + 1, (place + 1) * len(values) // WIDTH)
         share = max(values[start:end], default=0) / whole if whole else 0
-        drawn.append(BARS[min(len(BARS) - 1, max(0, round(share * (len(BARS) - 1))))])
+        block = min(len(BARS) - 1, round(share * (len(BARS) - 1)))
+        drawn.append(BARS[max(block, 1 if share > 0 else 0)])
     return "".join(drawn)
 
 

@@ -51,7 +51,6 @@ class Sampler:
         return {
             "memory_bytes": need,
             "cache_bytes": max(0, _after(stat, b"\nfile ") - shmem),
-            "memory_current_bytes": _after(read(f"{group}/memory.current"), b""),
             "memory_peak_bytes": _after(read(f"{group}/memory.peak"), b""),
             "memory_total_bytes": _after(meminfo, b"MemTotal:") * 1024,
             "memory_available_bytes": _after(meminfo, b"MemAvailable:") * 1024,
@@ -59,7 +58,6 @@ class Sampler:
             "memory_full_us": _waited(pressure, b"full "),
             "cpu_us": _after(cpu, b"usage_usec "),
             "user_us": _after(cpu, b"user_usec "),
-            "cpu_some_us": _waited(read(f"{group}/cpu.pressure"), b"some "),
             "read_bytes": read_bytes,
             "written_bytes": written_bytes,
             "disk_total_bytes": disk_total,

@@ -203,7 +203,12 @@ class Service:
                 images=form.images,
             ),
         )
-        return {"verdict": "done", "attempt": lease.attempt, "outcome": str(lease.outcome)}
+        return {
+            "verdict": "done",
+            "attempt": lease.attempt,
+            "outcome": str(lease.outcome),
+            "reason": lease.reason,
+        }
 
     def end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
         """End the lease, unless it has ended."""

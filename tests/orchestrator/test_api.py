@@ -245,7 +245,7 @@ async def test_the_first_outcome_wins_over_every_later_one(f: Farm) -> None:
     await f.api.end(lease_id, Outcome.TERMINATED)
     await f.api.end(lease_id, Outcome.CANCELLED)
     verdict = await f.api.report(lease_id, outcome=Outcome.SUCCEEDED, digest="sha256:" + "1" * 64)
-    assert verdict == {"verdict": "done", "attempt": 1, "outcome": "terminated"}
+    assert verdict["outcome"] == "terminated", verdict
     build = await f.api.build(lease_id)
     assert (build["outcome"], build["exit_code"], build["digest"]) == ("terminated", 143, None)
 
