@@ -23,6 +23,9 @@ from mayfly.usage import MAX_NAME, MAX_STEPS, Evidence, Fold, Sample, Step
 
 log = structlog.get_logger("host")
 
+FIRST_S = 2.0
+"""Until then a client logs in, which under emulation is quicker without us."""
+
 EVERY_S = 1.0
 HURRY_S = 0.25
 """While memory or disk last for less than `SOON_S` at the present speed."""
@@ -76,6 +79,7 @@ class Watch:
 
     async def run(self) -> None:
         """Take samples until cancelled. A guest that does not answer is asked less and less."""
+        await asyncio.sleep(FIRST_S - EVERY_S)
         pause_s = EVERY_S
         while True:
             await asyncio.sleep(pause_s)
