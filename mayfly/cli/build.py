@@ -25,8 +25,9 @@ REST = """\
 Not possible here: --builder, --allow security.insecure, --allow network.host; --load needs
 a Docker daemon. Ctrl-C ends the build and its VM.
 
-Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 8 no room for too long, 9 built but
-not pushed, 10 denied, 20 infrastructure (try again), 130 Ctrl-C. `docs/reference.md` has all.
+Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 5 out of memory, 6 disk full, 8 no
+room for too long, 9 built but not pushed, 10 denied, 20 infrastructure (try again), 130 Ctrl-C.
+`docs/reference.md` has all.
 """
 HELP = {
     "build": f"""\

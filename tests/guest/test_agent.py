@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.guest import agent
+from mayfly.guest import agent, buildkit
 from mayfly.guest.agent import Agent, Kernel, Lines, Refused, Sshd
 
 BOOT_ID = "5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f"
@@ -349,7 +349,7 @@ def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
-    monkeypatch.setattr(agent.buildkit, "answers", lambda timeout_s: True)
+    monkeypatch.setattr(buildkit, "answers", lambda timeout_s: True)
     acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)

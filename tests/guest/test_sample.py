@@ -88,7 +88,7 @@ def test_kills_of_a_group_that_is_gone_are_not_forgotten(
             raise OSError(19, "ENODEV")
         return real(fd, size, at)
 
-    monkeypatch.setattr(sample.os, "pread", pread)
+    monkeypatch.setattr(os, "pread", pread)
     assert taken.read()["oom_kill"] == 1
     (group / "memory.events").write_text("oom 1\noom_kill 1\n")
     assert taken.read()["oom_kill"] == 2

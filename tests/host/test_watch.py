@@ -177,7 +177,7 @@ async def test_a_guest_that_does_not_answer_is_asked_less_and_less(
         pauses.append(seconds)
         await real(0)
 
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     running = asyncio.create_task(watcher(tmp_path).run())
     async with asyncio.timeout(5):
         while len(pauses) < 8:

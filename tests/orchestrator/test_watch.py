@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import InfrastructureError
+from mayfly.ladder import share
 from mayfly.model import (
     GIB,
     MIB,
@@ -237,7 +238,7 @@ async def test_memory_is_written_down_before_it_is_given(tmp_path: Path) -> None
         await f.settled(lambda: ("grow", row.runner) in f.provider.calls)
         assert f.ledger.get(row.id).grown_bytes == GIB
         assert plan.used(f.ledger.open(), f.reconciler.facts(), f.reconciler._limits) == replace(
-            plan.share(T2), memory_bytes=3 * GIB
+            share(T2), memory_bytes=3 * GIB
         )
         f.provider.show(row.runner, load(at_s=0.0, total_bytes=3 * GIB))
         release()
