@@ -188,6 +188,8 @@ class Service:
         ):
             outcome, reason = over.outcome, over.reason
         elif states.is_ready(told):
+            grace_s = self._limits.grace_s
+            told = self._ledger.change(lease_id, lambda row: states.alive(row, now, grace_s))
             told = await self._reconciler.measure(told)
             now = self._clock()
             outcome, reason = watch.verdict(outcome, reason, told.usage, told)
