@@ -66,16 +66,19 @@ def steps(
 ) -> list[dict[str, Any]]:
     """The steps of this runner's last builds, in order of start; the last 100 of them.
 
+    A step that one build ran and another (after a lost connection) found CACHED is told once.
     `start_s` and `end_s` are Unix times by this machine's clock; a step that still runs has no end.
     """
     until = time.monotonic() + timeout_s
     builds = ask(("histories", "--format", "{{.Record.Ref}}"), timeout_s).decode(errors="replace")
-    found: dict[str, dict[str, Any]] = {}
+    found: list[tuple[str, dict[str, Any]]] = []
     for build in builds.split()[-MAX_BUILDS:]:
         left = until - time.monotonic()
         if left > 0:
-            found |= of_log(ask(("logs", "--progress", "rawjson", build), left))
-    return sorted(found.values(), key=lambda step: float(step["start_s"]))[-MAX_STEPS:]
+            found += of_log(ask(("logs", "--progress", "rawjson", build), left)).items()
+    ran = {digest for digest, step in found if not step["cached"]}
+    told = [step for digest, step in found if not step["cached"] or digest not in ran]
+    return sorted(told, key=lambda step: float(step["start_s"]))[-MAX_STEPS:]
 
 
 def of_log(log: bytes) -> dict[str, dict[str, Any]]:

@@ -58,6 +58,22 @@ def test_the_steps_of_all_builds_come_in_order_and_are_not_too_many() -> None:
     assert len(json.dumps(found)) < 64 * 1024
 
 
+def test_a_step_that_a_second_build_found_cached_is_told_as_it_ran() -> None:
+    def ask(words: Iterable[str], timeout_s: float) -> bytes:
+        first = log({"vertexes": [vertex("a", completed="2026-11-24T18:00:09Z")]})
+        later = "2026-11-24T18:01:00Z"
+        again = vertex("a", started=later, completed=later, cached=True)
+        only = vertex("b", started=later, completed=later, cached=True)
+        told = {"histories": b"two\none\n", "one": first}
+        *_, last = words
+        return told.get("histories" if "histories" in words else last) or log(
+            {"vertexes": [again, only]}
+        )
+
+    a, b = buildkit.steps(5, ask)
+    assert (a["cached"], b["cached"]) == (False, True)
+
+
 def test_a_build_that_buildkit_does_not_tell_of_has_no_steps() -> None:
     assert buildkit.steps(5, lambda words, timeout_s: b"") == []
 

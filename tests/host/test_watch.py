@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,11 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import InfrastructureError
+from mayfly.guest.agent import Agent
+from mayfly.guest.agent import serve as serve_agent
 from mayfly.guest.sample import Sampler
 from mayfly.host import watch as module
 from mayfly.host.agent import Channel
 from mayfly.host.watch import Watch, parse_sample, parse_steps
 from mayfly.model import GIB, MIB
+from tests.guest.test_agent import Acts
 from tests.host.waiting import until
 
 LIMIT = 4 * GIB
@@ -63,13 +68,13 @@ class Age:
         return self.now
 
 
-def watcher(folder: Path) -> Watch:
+def watcher(folder: Path, limit_bytes: int = LIMIT) -> Watch:
     return Watch(
         "a-1",
         Channel(folder / "s"),
         folder,
         cpus=2,
-        memory_limit_bytes=LIMIT,
+        memory_limit_bytes=limit_bytes,
         age_s=Age(),
     )
 
@@ -147,6 +152,28 @@ def test_steps_are_told_by_the_guests_clock_and_kept_by_ours() -> None:
     told = [{"name": "RUN make", "start_s": 1000.0, "end_s": 1010.0, "failed": True}]
     (step,) = parse_steps({"steps": told, "unix_time_s": 1012.0}, 30.0)
     assert (step.start_s, step.end_s, step.failed) == (18.0, 28.0, True)
+
+
+async def test_the_agent_of_the_guest_and_the_sampler_understand_each_other(
+    tmp_path: Path,
+) -> None:
+    """The real agent, which finds no buildkitd here: a sample of zeros, and no steps."""
+    (tmp_path / "run/mayfly").mkdir(parents=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "s"))
+    listening.listen()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        serve_agent(Agent(Acts().kernel(), tmp_path), connection.detach())
+
+    threading.Thread(target=serve, daemon=True).start()
+    watch = watcher(tmp_path, limit_bytes=2**50)
+    await watch.look()
+    await watch.finish()
+    await watch.channel.close()
+    listening.close()
+    assert (watch.evidence.usage.samples, watch.evidence.steps) == (2, ())
 
 
 async def test_two_who_ask_take_turns(tmp_path: Path) -> None:
