@@ -71,5 +71,22 @@ def test_three_times_its_memory_in_files_is_no_need_of_memory(
     assert step["cpu"] > 0.2 and step["cache_bytes"] > 300 * MIB
 
     drawn = farm.mayfly("usage", row["id"], "--svg", tmp_path / "usage.svg").stdout
-    assert "cat /big" in drawn and "█" in drawn
+    assert "RUN dd if=/dev/zero of=/big" in drawn and "█" in drawn
     assert (tmp_path / "usage.svg").read_text().count("<polygon") == 4
+
+
+def test_a_build_that_outgrows_its_size_is_given_more(farm: Farm, context: Context) -> None:
+    """100 MiB each half second, in a file system in memory, to more than a t1 has."""
+    step = "dd if=/dev/zero of=/t/$i bs=100M count=1 && sleep 0.5"
+    folder = context(
+        "--mount=type=tmpfs,target=/t,size=3g "
+        f"for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do {step} || exit 1; done"
+    )
+    words = ("build", "--mayfly-repo", "team/grows", "--mayfly-size", "t1", folder)
+    done = farm.mayfly(*words, check=False)
+    row = farm.json("status")["builds"][0]
+    assert (done.returncode, row["outcome"]) == (0, "succeeded"), done.stderr
+    attempt = row["attempts"][0]
+    assert (attempt["size"], attempt["oom_kills"]) == ("t1", 0)
+    assert GIB < attempt["granted_memory_bytes"] <= 2 * GIB
+    assert attempt["peak_memory_bytes"] > GIB
