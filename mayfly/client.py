@@ -35,6 +35,7 @@ from mayfly.wire import (
     LoggedJson,
     SizingJson,
     StatusJson,
+    UsageJson,
     VerdictJson,
     WhyJson,
 )
@@ -198,6 +199,10 @@ class Client:
         told = asdict(request)
         asked = {name: told[name] for name in ("repo", "size", "target", "languages", "spec")}
         return cast(SizingJson, (await self._call("POST", "/v1/size", json=asked)).json())
+
+    async def usage(self, build: str) -> UsageJson:
+        """What the build has used, as far as its farm knows. Raises `NotFound`."""
+        return cast(UsageJson, (await self._call("GET", f"{_build(build)}/usage")).json())
 
     async def log(self, build: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The build's log from byte `offset` on, in pieces, as far as it goes now."""

@@ -132,6 +132,11 @@ class Pool(_Section):
         description="CPU and IO weight of all runners together, where every other group of this "
         "machine has 100.",
     )
+    grow: bool = Field(
+        True,
+        description="Whether a running build that is short of memory is given some, up to what the "
+        "next size has.",
+    )
     queue_timeout_s: int = Field(
         900, ge=1, description="Seconds a build waits for room in the pool before it gives up."
     )

@@ -6,6 +6,8 @@
     │   └── ConfigError          usage                 2   500   all its faults at once
     ├── SchemaError              spec_invalid          3   422   with the line and a caret
     ├── TooBig                   too_big               4   422
+    ├── OutOfMemory              oom                   5   422
+    ├── DiskFull                 disk_full             6   422
     ├── BudgetExceeded           budget_exceeded       7   410
     ├── QueueTimeout             queue_timeout         8   503
     ├── NotPublished             not_published         9   502
@@ -111,6 +113,18 @@ class TooBig(MayflyError):
     """No rung of the ladder that this machine holds is large enough."""
 
     code, exit_status, http_status = "too_big", 4, 422
+
+
+class OutOfMemory(MayflyError):
+    """The build needed more memory than its runner could be given."""
+
+    code, exit_status, http_status = "oom", 5, 422
+
+
+class DiskFull(MayflyError):
+    """The build needed more disk than its runner, or the machine, had."""
+
+    code, exit_status, http_status = "disk_full", 6, 422
 
 
 class BudgetExceeded(MayflyError):

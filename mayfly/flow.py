@@ -165,6 +165,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         target=request.args.target,
         languages=request.languages,
         spec=request.spec,
+        grow=request.args.grow,
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:
@@ -187,7 +188,8 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
                 if verdict["verdict"] != "retry":
                     break
                 show(f"this runner ended as {attempt.outcome}: trying again on another")
-    result = Result(lease, Outcome(verdict["outcome"]), tuple(attempts))
+    outcome = Outcome(verdict["outcome"])
+    result = Result(lease, outcome, tuple(attempts), reason=verdict["reason"])
     if request.args.metadata_file and attempt.outcome is Outcome.SUCCEEDED:
         results.merge_metadata(Path(request.args.metadata_file), result)
     return result

@@ -123,6 +123,7 @@ class Usage:
     `memory_bytes` is the highest sampled anon + shmem + slab_unreclaimable, which is what the
     build needed; `memory_peak_bytes` is the kernel's memory.peak, page cache included, and never
     decides anything. `cpu` is the 95th percentile of the vCPUs used on average in each 10 s.
+    `disk_free_bytes` is the least that was free on the scratch disk; None where nobody looked.
     """
 
     memory_bytes: int
@@ -131,6 +132,35 @@ class Usage:
     disk_bytes: int
     oom_kills: int
     samples: int
+    disk_free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a runner is now: what decisions about it go by.
+
+    `falling_bytes_s` is how fast available memory shrinks, `filling_bytes_s` free disk; for
+    `stalled_s` until now it has made no progress for want of memory.
+    """
+
+    at_s: float
+    memory_bytes: int
+    total_bytes: int
+    available_bytes: int
+    falling_bytes_s: int
+    stalled_s: float
+    disk_total_bytes: int
+    disk_free_bytes: int
+    filling_bytes_s: int
+    oom_kills: int
+
+    def memory_lasts(self, seconds: float) -> bool:
+        """Whether memory lasts so long at the present speed."""
+        return self.available_bytes >= self.falling_bytes_s * seconds
+
+    def disk_lasts(self, seconds: float) -> bool:
+        """Whether the scratch disk does."""
+        return self.disk_free_bytes >= self.filling_bytes_s * seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +183,9 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a client asks for. `size` is a rung's name, or empty for what sizing decides."""
+    """What a client asks for. `size` is a rung's name, or empty for what sizing decides; `grow`
+    is whether its runner may be given more memory while it runs.
+    """
 
     repo: str
     ssh_public_key: str
@@ -163,11 +195,16 @@ class LeaseRequest:
     target: str = ""
     languages: tuple[str, ...] = ()
     spec: BuildSpec | None = None
+    grow: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease as its row says. A build's id is its lease's id."""
+    """A lease as its row says. A build's id is its lease's id.
+
+    `grown_bytes` is the memory that this attempt's runner was granted beyond its size, `usage`
+    what it used, as far as its provider has told.
+    """
 
     id: str
     request: LeaseRequest
@@ -188,6 +225,9 @@ class Lease:
     images: tuple[str, ...] = ()
     ssh_host_key: str = ""
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    trusted: bool = True
+    grown_bytes: int = 0
+    usage: Usage | None = None
 
     @property
     def runner(self) -> str:
@@ -212,7 +252,7 @@ class Runner:
     `ssh_host_key` is an OpenSSH public key line; it is empty while the runner is not ready. `age_s`
     is for how long it has been ready, by the provider's own steady clock. `ended` is set when the
     provider has ended the VM itself and says why; nothing is left of it then. `disk_used_bytes` is
-    what its disks take where they are.
+    what its disks take where they are, `load` how it was when it was last looked at.
     """
 
     name: str
@@ -223,3 +263,4 @@ class Runner:
     age_s: float = field(default=0.0, compare=False)
     ended: Outcome | None = None
     disk_used_bytes: int = field(default=0, compare=False)
+    load: Load | None = field(default=None, compare=False)

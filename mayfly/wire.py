@@ -156,17 +156,85 @@ class LoggedJson(TypedDict):
 
 
 class VerdictJson(TypedDict):
-    """The answer to a report; `outcome` is the one that counts: the first that was set."""
+    """The answer to a report; `outcome` is the one that counts: the first that was set, by what
+    the runner's side has seen. `reason` says why, where there is anything to say.
+    """
 
     verdict: str
     attempt: int
     outcome: str
+    reason: str
 
 
 class AttemptJson(TypedDict):
+    """One runner's part of a build; what it used is null until it has been looked at.
+
+    `peak_memory_bytes` is the most that was needed, without page cache; `granted_memory_bytes` is
+    the size's memory and what the runner was given while it ran.
+    """
+
     size: str
     outcome: str | None
     peak_memory_bytes: int | None
+    granted_memory_bytes: int
+    cpu: float | None
+    disk_bytes: int | None
+    oom_kills: int | None
+
+
+class PointJson(TypedDict):
+    """A stretch of a build, up to `at_s` after its runner was ready: the most that was seen in it.
+
+    From `cpu_s` on the numbers count from the beginning.
+    """
+
+    at_s: float
+    memory_bytes: int
+    cache_bytes: int
+    total_bytes: int
+    disk_bytes: int
+    cpu_s: float
+    read_bytes: int
+    written_bytes: int
+    oom_kills: int
+
+
+class StepJson(TypedDict):
+    """A step as BuildKit records it, and what the build used while it ran.
+
+    `end_s` is null for one that was still running; `cpu` is vCPUs on average.
+    """
+
+    name: str
+    start_s: float
+    end_s: float | None
+    seconds: float
+    cached: bool
+    failed: bool
+    memory_bytes: int
+    cache_bytes: int
+    cpu: float
+    read_bytes: int
+    written_bytes: int
+    oom_kills: int
+
+
+class UsageJson(TypedDict):
+    """What a build used. `memory_bytes` is its need; `memory_peak_bytes` counts page cache too."""
+
+    id: str
+    repo: str
+    size: SizeJson
+    granted_memory_bytes: int
+    outcome: str | None
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    cpu: float | None
+    disk_bytes: int | None
+    oom_kills: int | None
+    samples: int
+    points: list[PointJson]
+    steps: list[StepJson]
 
 
 class BuildJson(TypedDict):

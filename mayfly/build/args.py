@@ -78,6 +78,7 @@ class BuildArgs:
     metadata_file: str = ""
     iidfile: str = ""
     size: str = ""
+    grow: bool = True
     repo: str = ""
     spec: str = ""
     cache_key: str = ""
@@ -199,6 +200,7 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         metadata_file=given.last("metadata-file"),
         iidfile=given.last("iidfile"),
         size=given.last("mayfly-size"),
+        grow=not given.on("mayfly-no-grow"),
         repo=given.last("mayfly-repo"),
         spec=given.last("mayfly-spec"),
         cache_key=cache_key(given),

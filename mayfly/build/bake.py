@@ -75,6 +75,7 @@ def parse(argv: Sequence[str], registry: str, read: Read, *, docker: bool = Fals
         progress=progress,
         metadata_file=given.last("metadata-file"),
         size=given.last("mayfly-size"),
+        grow=not given.on("mayfly-no-grow"),
         repo=given.last("mayfly-repo"),
         spec=given.last("mayfly-spec"),
         cache_key=key,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from mayfly.errors import UsageError
 
-OWN = frozenset({"cache-key", "repo", "size", "spec"})
+OWN = frozenset({"cache-key", "no-grow", "repo", "size", "spec"})
+OWN_SWITCHES = frozenset({"no-grow"})
 """Mayfly's own options, as --mayfly-NAME; each takes a value."""
 
 
@@ -189,6 +190,8 @@ def _long(typed: str, rest: list[str], flags: Flags) -> Arg:
             f"--{name} is no option of mayfly {flags.verb}",
             hint="use one of " + ", ".join(f"--mayfly-{n}" for n in sorted(OWN)),
         )
+    if own and name.removeprefix("mayfly-") in OWN_SWITCHES:
+        return Arg(name, value if equals else "true", (typed,))
     if own or name in flags.valued:
         if equals:
             return Arg(name, value, (typed,))

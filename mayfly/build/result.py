@@ -47,11 +47,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a build ended. `attempts` has at least one entry; the last one counts."""
+    """How a build ended. `attempts` has at least one entry; the last one counts.
+
+    `reason` is the orchestrator's, where it has one.
+    """
 
     build: str
     outcome: Outcome
     attempts: tuple[Attempt, ...]
+    reason: str = ""
 
     @property
     def last(self) -> Attempt:
@@ -62,7 +66,8 @@ class Result:
         """What is left to say; None where BuildKit has said it, or all is well."""
         if self.outcome is self.last.outcome:
             return self.last.error
-        return from_code(self.outcome, f"build {self.build} had already ended as {self.outcome}")
+        why = f": {self.reason}" if self.reason else ""
+        return from_code(self.outcome, f"build {self.build} ended as {self.outcome}{why}")
 
     @property
     def exit_status(self) -> int:

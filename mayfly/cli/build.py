@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OWN = """\
   --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: the smallest
+  --mayfly-no-grow         give the VM no more memory than its size has while it runs
   --mayfly-repo NAME       repo that images and cache belong to; default: CI_REPO, the path of
                            git's origin, or the directory's name
   --mayfly-spec PATH       build spec to use, or `none`; default: the nearest .build-spec.ncl from
@@ -26,8 +27,9 @@ REST = """\
 Not possible here: --builder, --allow security.insecure, --allow network.host; --load needs
 a Docker daemon. Ctrl-C ends the build and its VM.
 
-Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 3 wrong build spec, 8 no room for too
-long, 9 built but not pushed, 10 denied, 20 infrastructure (try again), 130 Ctrl-C.
+Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 3 wrong build spec, 5 out of memory,
+6 disk full, 8 no room for too long, 9 built but not pushed, 10 denied, 20 infrastructure (try
+again), 130 Ctrl-C.
 `docs/reference.md` has all.
 """
 HELP = {
@@ -103,6 +105,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
         complain(result.error)
     elif result.exit_status == 0:
         show(_summary(result, request))
+        if result.reason:
+            show(f"warning: {result.reason}")
     return result.exit_status
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "recipe"
-AGENT = Path(__file__).parents[1] / "guest" / "agent.py"
-AGENT_PATH = "usr/lib/mayfly/agent.py"
+GUEST = Path(__file__).parents[1] / "guest"
+AGENT_PATH = "usr/lib/mayfly/agent"
+"""The folder that Python runs in the guest: `__main__.py`, beside it the package `mayfly.guest`."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,16 @@ class Recipe:
             for folder in (self.early, self.files)
             for path in tree(folder)
         }
-        return {**ours, AGENT_PATH: AGENT}
+        return ours | agent()
 
 
 def load(folder: Path = FOLDER) -> Recipe:
     """Read a recipe. Raises OSError, tomllib.TOMLDecodeError, KeyError or TypeError: it is ours."""
     table: dict[str, Any] = tomllib.loads((folder / "recipe.toml").read_text())
     digest = hashlib.sha256()
-    for path in [*tree(folder), AGENT]:
+    parts = {path.relative_to(folder).as_posix(): path for path in tree(folder)} | agent()
+    for name, path in parts.items():
         mode = "x" if path.stat().st_mode & 0o100 else "-"
-        name = path.relative_to(folder).as_posix() if path != AGENT else AGENT_PATH
         digest.update(f"{name}\0{mode}\0{file_sha256(path)}\n".encode())
     return Recipe(
         name=table["name"],
@@ -134,6 +135,13 @@ def load(folder: Path = FOLDER) -> Recipe:
         files=folder / "files",
         sha256=digest.hexdigest(),
     )
+
+
+def agent() -> dict[str, Path]:
+    """The agent's files, by their paths in the guest."""
+    package = {f"{AGENT_PATH}/mayfly/guest/{path.name}": path for path in tree(GUEST)}
+    main = package.pop(f"{AGENT_PATH}/mayfly/guest/__main__.py")
+    return {f"{AGENT_PATH}/__main__.py": main, **package}
 
 
 def tree(folder: Path) -> Iterator[Path]:

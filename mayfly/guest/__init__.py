@@ -1,1 +1,1 @@
-"""What runs inside a runner. `agent.py` is copied into the golden image as it is."""
+"""What runs inside a runner: this folder is copied into the golden image as it is."""

@@ -1,6 +1,6 @@
 """The host's hand inside a runner: identity, evidence, deadline.
 
-One file, standard library only, because it is copied into the golden image as it is. It runs as
+Standard library only, because this folder is copied into the golden image as it is. It runs as
 root and speaks over virtio-serial: one JSON object a line, at most 64 KiB a line.
 
     host   {"id": 1, "op": "identity", …}
@@ -36,17 +36,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mayfly.guest import buildkit
+from mayfly.guest.sample import SCRATCH, Sampler
+
 VERSION = 1
 PORT = "/dev/virtio-ports/mayfly.agent"
 MAX_LINE_BYTES = 64 * 1024
 
-BUILD_UID = 1000
-BUILDKIT_SOCKET = "/run/buildkit/buildkitd.sock"
-BUILDKIT_CGROUP = "/sys/fs/cgroup/system.slice/buildkitd.service"
 BUILD_HOME = "/home/build"
 SSHD = ("/usr/lib/mayfly/sshd", "0.0.0.0:22")
 SSHD_ENVIRONMENT = {
-    "BUILDKIT_HOST": f"unix://{BUILDKIT_SOCKET}",
+    "BUILDKIT_HOST": f"unix://{buildkit.SOCKET}",
     "HOME": BUILD_HOME,
     "LOGNAME": "build",
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -58,13 +58,13 @@ SSHD_ENVIRONMENT = {
 RESTING = ("systemd-udevd.service", "systemd-journald.service", "buildkitd.service")
 OWN = "run/mayfly"
 IDENTIFIED = f"{OWN}/identified"
-SCRATCH = "/scratch"
 MEMORY = "sys/devices/system/memory"
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
 EXT4_IOC_RESIZE_FS = 0x40086610
 MS_BIND = 4096
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 RB_POWER_OFF = 0x4321FEDC
 
 Message = dict[str, Any]
@@ -87,6 +87,7 @@ class Kernel(NamedTuple):
     add_entropy: Callable[[bytes], None]
     set_clock_ns: Callable[[int], None]
     set_hostname: Callable[[str], None]
+    stay_in_memory: Callable[[], None]
     bind_mount: Callable[[Path, Path], None]
     rest: Callable[[bool], None]
     start_sshd: Callable[[], Sshd]
@@ -260,74 +261,6 @@ class Lines:
         self._skipping = False
 
 
-def _first_number(path: str) -> int:
-    try:
-        return int(Path(path).read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _table(path: str) -> dict[str, int]:
-    """`key value` lines (memory.events, cpu.stat, meminfo) as a dict; empty when unreadable."""
-    found: dict[str, int] = {}
-    try:
-        for line in Path(path).read_text().splitlines():
-            words = line.replace(":", " ").split()
-            if len(words) >= 2 and words[1].isdigit():
-                found[words[0]] = int(words[1])
-    except OSError:
-        pass
-    return found
-
-
-def usage(cgroup: str = BUILDKIT_CGROUP, proc: str = "/proc") -> dict[str, int]:
-    """What the builds of this runner have used so far. A value that cannot be read is 0."""
-    events = _table(f"{cgroup}/memory.events")
-    memory = _table(f"{proc}/meminfo")
-    stat = _table(f"{cgroup}/memory.stat")
-    try:
-        disk = os.statvfs(SCRATCH)
-        disk_total, disk_free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-    except OSError:
-        disk_total = disk_free = 0
-    return {
-        "memory_current_bytes": _first_number(f"{cgroup}/memory.current"),
-        "memory_peak_bytes": _first_number(f"{cgroup}/memory.peak"),
-        "memory_anon_bytes": stat.get("anon", 0),
-        "memory_total_bytes": memory.get("MemTotal", 0) * 1024,
-        "memory_available_bytes": memory.get("MemAvailable", 0) * 1024,
-        "oom_kill": events.get("oom_kill", 0),
-        "cpu_usage_us": _table(f"{cgroup}/cpu.stat").get("usage_usec", 0),
-        "disk_total_bytes": disk_total,
-        "disk_free_bytes": disk_free,
-    }
-
-
-def buildkit_listens() -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(BUILDKIT_SOCKET) == 0
-
-
-def buildkit_answers(timeout_s: float) -> bool:
-    """Ask buildkitd for its workers, as the user whose socket it is."""
-    try:
-        done = subprocess.run(
-            ["/usr/bin/buildctl", "--addr", f"unix://{BUILDKIT_SOCKET}", "debug", "workers"],
-            user=BUILD_UID,
-            group=BUILD_UID,
-            extra_groups=[],
-            env={"PATH": "/usr/bin:/bin", "HOME": "/"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and len(done.stdout.splitlines()) >= 2
-
-
 def set_cpus(online: int, root: Path = Path("/sys/devices/system/cpu")) -> None:
     """Bring CPUs 1..online-1 up and the others down. CPU 0 and absent ones are left alone."""
     for directory in sorted(root.glob("cpu[0-9]*"), key=lambda path: int(path.name[3:])):
@@ -363,13 +296,15 @@ class Agent:
         self._root = root
         self._identified = (root / IDENTIFIED).exists()  # also by an agent that died since
         self._sshd: Sshd | None = None
+        self._sampler = Sampler()
         self._afterwards: Callable[[], None] | None = None
         self._operations: dict[str, Callable[[Message], Message]] = {
             "hello": self._hello,
             "wait_buildkit": self._wait_buildkit,
             "freeze": self._freeze,
             "identity": self._identity,
-            "usage": lambda _: {"usage": usage()},
+            "sample": lambda _: {"sample": self._sampler.read()},
+            "steps": self._steps,
             "poweroff": self._poweroff,
         }
 
@@ -405,13 +340,13 @@ class Agent:
             work()
 
     def _hello(self, _: Message) -> Message:
-        return {"version": VERSION, "buildkit": buildkit_listens(), "identified": self._identified}
+        return {"version": VERSION, "buildkit": buildkit.listens(), "identified": self._identified}
 
     def _wait_buildkit(self, message: Message) -> Message:
         start = time.monotonic()
         end = start + _number(message, "timeout_s", 0, 3600)
         while (left := end - time.monotonic()) > 0:
-            if buildkit_listens() and buildkit_answers(left):
+            if buildkit.listens() and buildkit.answers(left):
                 return {"seconds": round(time.monotonic() - start, 3)}
             time.sleep(0.1)
         raise Refused("buildkitd did not answer in time")
@@ -422,10 +357,11 @@ class Agent:
             raise Refused("freeze: this guest has an identity")
         authority = _text(message, "registry_ca_pem", _is_pem, limit=49152)
         write_file(self._root / OWN / "registry-ca.pem", authority)
-        buildkit_answers(60)
+        buildkit.answers(60)
         self._sshd = self._kernel.start_sshd()
         hold_memory(self._root)
         set_cpus(online)
+        self._sampler.rebase()
         os.sync()
         answer = {"boot_id": boot_id(self._root)}
         self._kernel.rest(True)
@@ -490,6 +426,11 @@ class Agent:
                     print(f"after identity: {fault}", flush=True)
 
         threading.Thread(target=grow, daemon=True).start()
+
+    def _steps(self, message: Message) -> Message:
+        """Together with what this machine's clock says, for it is the clock of their times."""
+        found = buildkit.steps(_number(message, "timeout_s", 0, 60))
+        return {"steps": found, "unix_time_s": time.time()}
 
     def _poweroff(self, _: Message) -> Message:
         self._afterwards = self._kernel.power_off
@@ -579,6 +520,10 @@ def real_kernel() -> Kernel:
     def bind_mount(source: Path, target: Path) -> None:
         checked(libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND, None))
 
+    def stay_in_memory() -> None:
+        """What runs once is not given up again: a guest that thrashes is to be looked at."""
+        checked(libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
+
     def resize_filesystem(mount: str, size_bytes: int) -> None:
         fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -604,8 +549,8 @@ def real_kernel() -> Kernel:
         tell, hear = os.pipe(), os.pipe()
         subprocess.Popen(
             SSHD,
-            user=BUILD_UID,
-            group=BUILD_UID,
+            user=buildkit.UID,
+            group=buildkit.UID,
             extra_groups=[],
             cwd=BUILD_HOME,
             env=SSHD_ENVIRONMENT,
@@ -622,6 +567,7 @@ def real_kernel() -> Kernel:
         add_entropy=add_entropy,
         set_clock_ns=set_clock_ns,
         set_hostname=socket.sethostname,
+        stay_in_memory=stay_in_memory,
         bind_mount=bind_mount,
         rest=rest,
         resize_filesystem=resize_filesystem,
@@ -633,6 +579,7 @@ def real_kernel() -> Kernel:
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     kernel = real_kernel()
+    kernel.stay_in_memory()
     prepare(Path("/"), kernel)
     while True:
         try:
@@ -641,7 +588,3 @@ def main() -> None:
         except OSError:
             time.sleep(0.1)
     serve(Agent(kernel), fd)
-
-
-if __name__ == "__main__":
-    main()

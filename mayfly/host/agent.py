@@ -78,3 +78,34 @@ async def agent(path: Path) -> AsyncIterator[Agent]:
         yield Agent(reader, writer)
     finally:
         writer.close()
+
+
+class Channel:
+    """The agent behind QEMU's socket at `path`, for several who ask: one call at a time.
+
+    QEMU serves one connection only, so this one is kept; after a call that failed it is made anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._turn = asyncio.Lock()
+        self._connection = contextlib.AsyncExitStack()
+        self._agent: Agent | None = None
+
+    async def call(
+        self, op: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> dict[str, Any]:
+        """As `Agent.call`; the time begins when it is this call's turn."""
+        async with self._turn:
+            try:
+                if self._agent is None:
+                    self._agent = await self._connection.enter_async_context(agent(self._path))
+                return await self._agent.call(op, arguments, timeout_s=timeout_s)
+            except BaseException:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Let the connection go; the next call makes another."""
+        self._agent = None
+        await self._connection.aclose()

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, NotFound, UsageError
 from mayfly.host import argv, network, scratch
-from mayfly.host.agent import agent
+from mayfly.host.agent import Channel, agent
 from mayfly.host.cgroup import Groups, ceiling
 from mayfly.host.component import runner_disks
 from mayfly.host.deadline import LATE_S, boottime, guard
@@ -40,8 +40,10 @@ from mayfly.host.process import Launch, close_folder, end, end_named, exited, fo
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.relief import relief
 from mayfly.host.template import Template
-from mayfly.model import MIB, Outcome, Runner, RunnerSpec
+from mayfly.host.watch import Watch
+from mayfly.model import MIB, Load, Outcome, Runner, RunnerSpec
 from mayfly.pid import ProcessId
+from mayfly.usage import Evidence
 
 log = structlog.get_logger("host")
 
@@ -81,6 +83,7 @@ class Runners:
         self._making: dict[str, asyncio.Task[Record]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._launches: dict[str, Launch] = {}
+        self._samplers: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
         self._groups = groups
         # A clone that wakes keeps a core busy; more of them at once only make each other late.
         self._turns = asyncio.Semaphore(machine.cores)
@@ -89,7 +92,11 @@ class Runners:
         """Every VM, those under way and those that were ended but not destroyed too."""
         now = boottime()
         return tuple(
-            replace(record.runner(now), disk_used_bytes=self._disk_used_bytes(record.name))
+            replace(
+                record.runner(now),
+                disk_used_bytes=self._disk_used_bytes(record.name),
+                load=self._load(record.name),
+            )
             for record in self._records.values()
         )
 
@@ -121,6 +128,7 @@ class Runners:
                 if record.alive:
                     self._guard(record)
                     self._watch(record)
+                    self._sample(record)
                     log.info("runner adopted", runner=record.name)
                 continue
             try:
@@ -173,6 +181,7 @@ class Runners:
             self._keep(record)
             self._guard(record)
             self._watch(record)
+            self._sample(record)
             return record.runner(boottime())
 
     def _guard(self, record: Record) -> None:
@@ -212,8 +221,10 @@ class Runners:
                 watch.cancel()
             record = self._records.get(runner)
             if record is not None or self._directory(runner).exists():
+                await self._stop_sampling(runner)
                 await self._unmake(runner, record)
                 self._records.pop(runner, None)
+                self._samplers.pop(runner, None)
                 log.info("runner destroyed", runner=runner)
 
     async def grow(self, runner: str, memory_bytes: int) -> None:
@@ -233,6 +244,45 @@ class Runners:
                 await qemu.plug_memory(wanted - await qemu.memory_bytes())
             self._keep(replace(record, memory_bytes=max(wanted, record.memory_bytes)))
             log.info("runner grown", runner=runner, memory_bytes=wanted)
+
+    def _sample(self, record: Record) -> None:
+        """Take samples of the runner from now on."""
+        directory = self._directory(record.name)
+        watch = Watch(
+            record.name,
+            Channel(directory / "qemu/agent.sock"),
+            directory,
+            cpus=record.cpus,
+            memory_limit_bytes=self._machine.memory_bytes,
+            age_s=lambda: max(0.0, boottime() - record.ready_at_s),
+        )
+        self._samplers[record.name] = watch, asyncio.create_task(watch.run())
+
+    async def _stop_sampling(self, runner: str) -> None:
+        """Silently when that was done; what was seen is kept until the runner is destroyed."""
+        if runner in self._samplers:
+            watch, task = self._samplers[runner]
+            task.cancel()
+            await watch.channel.close()
+
+    def _load(self, runner: str) -> Load | None:
+        return self._samplers[runner][0].load if runner in self._samplers else None
+
+    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
+        """What the runner has used, this moment included; None when there is no such runner.
+
+        `final`: BuildKit's own record of the steps as well, which takes some seconds.
+        """
+        if runner not in self._samplers:
+            return None
+        watch, task = self._samplers[runner]
+        if not task.done():
+            if final:
+                await watch.finish()
+            else:
+                with contextlib.suppress(InfrastructureError):
+                    await watch.look()
+        return watch.evidence
 
     async def dial(self, runner: str) -> socket.socket:
         """A socket connected to the runner's SSH server. Raises `NotFound` when it is gone."""
@@ -461,6 +511,7 @@ class Runners:
         return None
 
     async def _conclude(self, record: Record, outcome: Outcome) -> None:
+        await self._stop_sampling(record.name)
         await self._unmake(record.name, record)
         self._directory(record.name).mkdir(exist_ok=True)
         self._keep(replace(record, ready=False, process=None, ended=outcome))

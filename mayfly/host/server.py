@@ -27,6 +27,7 @@ from mayfly.host.machine import Machine
 from mayfly.host.relief import FULL_BYTES
 from mayfly.host.runners import Runners
 from mayfly.host.seal import Seals
+from mayfly.usage import evidence_to_json
 from mayfly.vm.protocol import (
     MAX_LINE,
     Message,
@@ -69,6 +70,7 @@ class Host:
             "create": self._create,
             "destroy": self._destroy,
             "grow": self._grow,
+            "usage": self._usage,
             "list": self._list,
         }
         self.dial: Mapping[str, Operation] = {
@@ -158,6 +160,11 @@ class Host:
             raise UsageError("`memory_bytes` must be a number, and this machine must have them")
         await self._runners.grow(_name(request), wanted)
         return {}, None
+
+    async def _usage(self, request: Message, progress: Progress) -> tuple[Message, None]:
+        final = request.get("final") is True
+        evidence = await self._runners.usage(_name(request), final=final)
+        return {"evidence": evidence and evidence_to_json(evidence)}, None
 
     async def _list(self, request: Message, progress: Progress) -> tuple[Message, None]:
         return {"runners": [runner_to_json(r) for r in self._runners.list()]}, None

@@ -27,6 +27,7 @@ from mayfly.orchestrator import trust
 from mayfly.orchestrator.api import create_app
 from mayfly.orchestrator.edge import EdgeClient
 from mayfly.orchestrator.events import Hub
+from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import limits
 from mayfly.orchestrator.logs import Logs
@@ -79,7 +80,8 @@ async def serve(config: Config, provider: Provider) -> None:
         ledger = Ledger(store, Hub(), metrics, records.closed)
         local = provider.golden and not config.pool.disk_gb
         disk_free = partial(free_disk_bytes, config.state) if local else None
-        reconciler = Reconciler(ledger, provider, edge, room, metrics, now, disk_free)
+        evidence = EvidenceFiles(home / "usage")
+        reconciler = Reconciler(ledger, provider, edge, room, metrics, now, evidence, disk_free)
         service = Service(
             config,
             room,
@@ -88,6 +90,7 @@ async def serve(config: Config, provider: Provider) -> None:
             trust.Trust(verifiers),
             tokens.Signer(signing),
             Logs(home / "logs"),
+            evidence,
             metrics,
             now,
             provider.about,

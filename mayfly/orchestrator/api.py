@@ -29,6 +29,7 @@ from mayfly.wire import (
     SizingJson,
     StatusJson,
     TokenJson,
+    UsageJson,
     VerdictJson,
     WhyJson,
 )
@@ -144,7 +145,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/leases/{lease_id}/report")
     async def report(lease_id: str, form: ReportForm, service: Serve, _: Holder) -> VerdictJson:
         """The build's outcome, which ends the lease."""
-        return service.report(lease_id, form)
+        return await service.report(lease_id, form)
 
     @app.delete("/v1/leases/{lease_id}", status_code=204)
     async def lease_end(
@@ -172,6 +173,11 @@ def create_app(service: Service) -> FastAPI:
     async def size(form: SizeForm, service: Serve, _: Admin) -> SizingJson:
         """What such a build would get now, and why; no lease is made."""
         return await service.size(form.request())
+
+    @app.get("/v1/builds/{lease_id}/usage")
+    async def build_usage(lease_id: str, service: Serve, _: Reader) -> UsageJson:
+        """What a build has used, step by step and over time."""
+        return service.usage(lease_id)
 
     @app.get("/v1/builds/{lease_id}/log")
     async def build_log(

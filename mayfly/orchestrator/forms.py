@@ -89,6 +89,7 @@ class LeaseForm(_Form):
     event: Text = "manual"
     target: Text = ""
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
+    grow: bool = True
     spec: SpecForm | None = None
 
     def request(self) -> LeaseRequest:

@@ -20,6 +20,7 @@ class Limits(Room):
     grace_s: float
     create_timeout_s: float = CREATE_TIMEOUT_S
     disk_reserve_bytes: int = 0
+    grow: bool = True
 
 
 def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: int) -> Limits:
@@ -33,4 +34,5 @@ def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: in
         queue_timeout_s=config.pool.queue_timeout_s,
         grace_s=config.lease.grace_s,
         disk_reserve_bytes=config.pool.disk_reserve_gb * GIB,
+        grow=config.pool.grow,
     )

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 
 from mayfly.ladder import Share, share
-from mayfly.model import GIB, Desired, Lease, Observed, Operation, Outcome, Runner
-from mayfly.orchestrator import states
+from mayfly.model import GIB, Desired, Lease, Load, Observed, Operation, Outcome, Runner
+from mayfly.orchestrator import states, watch
 from mayfly.orchestrator.limits import Limits
 
 WATCHDOG_SLACK_S = 5.0
@@ -75,8 +75,9 @@ class Facts:
     `seen` is the provider's latest list, by name; None while it has not answered. It says
     nothing about the runners in `stale`: a create or destroy of theirs is under way, or returned
     after that list was asked for. `creating` and `destroying` have such a call under way;
-    `destroyed` had a destroy that returned without an error, in this process. `disk_free_bytes` is
-    what can still be written where runners' disks are; None where that does not limit them.
+    `destroyed` had a destroy that returned without an error, in this process; `growing` are being
+    given memory, or could not be given any. `disk_free_bytes` is what can still be written where
+    runners' disks are; None where that does not limit them.
     """
 
     now: datetime
@@ -86,6 +87,7 @@ class Facts:
     creating: frozenset[str] = frozenset()
     destroying: frozenset[str] = frozenset()
     destroyed: frozenset[str] = frozenset()
+    growing: frozenset[str] = frozenset()
     disk_free_bytes: int | None = None
 
     def has(self, runner: str) -> bool | None:
@@ -97,6 +99,12 @@ class Facts:
     def ended(self, runner: str) -> Outcome | None:
         """The outcome that the provider gave the runner when it ended it, if it did."""
         return self.seen[runner].ended if self.seen and self.has(runner) else None
+
+    def load(self, runner: str) -> Load | None:
+        """How the runner is, when that is known and nothing is being done about it."""
+        if self.seen is None or runner in self.growing or not self.has(runner):
+            return None
+        return self.seen[runner].load
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +153,23 @@ class Close:
     lease: Lease
 
 
-Action = Admit | Create | Lose | End | Destroy | Close
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """Write that the runner gets more memory, then give it."""
+
+    lease: Lease
+    more_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell those who wait for the build."""
+
+    lease: Lease
+    line: str
+
+
+Action = Admit | Create | Lose | End | Destroy | Close | Grow | Tell
 
 
 def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action, ...]:
@@ -175,6 +199,12 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
             actions.append(Create(lease))
         elif rule is Rule.WATCH and facts.has(lease.runner) is False:
             actions.append(Lose(lease))
+        elif rule is Rule.WATCH and (load := facts.load(lease.runner)):
+            free = there.memory_bytes - taken.memory_bytes
+            action = _relief(load, lease, free, _waiting(leases), facts, limits)
+            if isinstance(action, Grow):
+                taken += Share(memory_bytes=action.more_bytes)
+            actions += [action] if action else []
         elif rule is Rule.DESTROY:
             actions.extend(_unmake(lease, facts))
     actions.extend(
@@ -183,6 +213,28 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
         if facts.has(name)
     )
     return tuple(actions)
+
+
+def _relief(
+    load: Load, lease: Lease, free_bytes: int, waiting: bool, facts: Facts, limits: Limits
+) -> Grow | Tell | End | None:
+    """What is done about a runner that runs short, if it does."""
+    pool = watch.Pool(max(0, free_bytes), waiting, limits.sizes, limits.grow)
+    match watch.decide(load, lease, pool, facts.now):
+        case watch.Grow(more_bytes):
+            return Grow(lease, more_bytes)
+        case watch.Refuse(reason):
+            return Tell(lease, f"the build is short of memory: {reason}")
+        case watch.DiskLow(reason):
+            return Tell(lease, reason)
+        case watch.Thrash(reason):
+            return End(lease, Outcome.OOM, reason)
+        case None:
+            return None
+
+
+def _waiting(leases: Iterable[Lease]) -> bool:
+    return any(states.is_queued(lease) for lease in leases)
 
 
 def rule_of(lease: Lease) -> Rule:
@@ -225,7 +277,8 @@ def used(leases: Iterable[Lease], facts: Facts, limits: Limits) -> Share:
     for name in strangers(leases, facts):
         size = ladder.get(facts.seen[name].size) if facts.seen else None
         sizes += [size] if size else []
-    return sum((share(size) for size in sizes), Share())
+    grown = sum(lease.grown_bytes for lease in leases if states.holds_room(lease))
+    return sum((share(size) for size in sizes), Share(memory_bytes=grown))
 
 
 def queue(leases: Iterable[Lease]) -> dict[str, int]:

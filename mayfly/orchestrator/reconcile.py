@@ -18,9 +18,10 @@ from typing import TypeVar
 import structlog
 
 from mayfly.errors import InfrastructureError, MayflyError, Unreachable
-from mayfly.model import Lease, Operation, Outcome, Runner, RunnerSpec
-from mayfly.orchestrator import plan, states
+from mayfly.model import GIB, Lease, Operation, Outcome, Runner, RunnerSpec
+from mayfly.orchestrator import plan, states, watch
 from mayfly.orchestrator.edge import Edge
+from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.metrics import Metrics
@@ -31,6 +32,16 @@ EDGE_TICK_S = 2.0
 LIST_TIMEOUT_S = 10.0
 DESTROY_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 10.0
+USAGE_TIMEOUT_S = 3.0
+FINAL_USAGE_TIMEOUT_S = 20.0
+GROW_TIMEOUT_S = 10.0
+STEPS_ARE_SEEN = frozenset(
+    {Outcome.SUCCEEDED, Outcome.FAILED, Outcome.NOT_PUBLISHED, Outcome.OOM, Outcome.DISK_FULL}
+)
+"""After these a runner is asked for its steps; after others it may be busy, and is to go soon."""
+
+HURRY_S = 0.2
+"""How often to look while a runner's memory does not last for `watch.RUSH_S`."""
 CREATE_ATTEMPTS = 3
 """How often a runner is begun before its build ends: a VM that dies while it is made costs nothing
 but a second, for no step of the build has run."""
@@ -52,6 +63,7 @@ class Reconciler:
         limits: Limits,
         metrics: Metrics,
         clock: Callable[[], datetime],
+        evidence: EvidenceFiles,
         disk_free: Callable[[], int] | None = None,
     ) -> None:
         """`disk_free` tells the bytes that are left where runners' disks are, if they are here."""
@@ -61,6 +73,7 @@ class Reconciler:
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
+        self._evidence = evidence
         self._disk_free = disk_free
         self._heard_since: datetime | None = clock()  # None: the edge is away
         self._look_now = asyncio.Event()
@@ -72,6 +85,9 @@ class Reconciler:
         self._creating: dict[str, asyncio.Task[None]] = {}
         self._destroying: dict[str, asyncio.Task[None]] = {}
         self._destroyed: set[str] = set()
+        self._growing: dict[str, asyncio.Task[None]] = {}
+        self._not_growing: set[str] = set()
+        self._told: dict[str, set[str]] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._last_line = ""
         self._places: dict[str, int] = {}
@@ -86,6 +102,7 @@ class Reconciler:
                 loops.create_task(_forever(self._mend_edge, self._mend_now, EDGE_TICK_S))
         finally:
             calls = [*self._creating.values(), *self._destroying.values()]
+            calls += self._growing.values()
             calls += [self._preparing] if self._preparing else []
             for call in calls:
                 call.cancel()
@@ -109,6 +126,7 @@ class Reconciler:
             heard_since=self._heard_since or now,
             seen=self._seen,
             stale=frozenset(touched | self._creating.keys() | self._destroying.keys()),
+            growing=frozenset(self._growing.keys() | self._not_growing),
             creating=frozenset(self._creating),
             destroying=frozenset(self._destroying),
             destroyed=frozenset(self._destroyed),
@@ -122,10 +140,16 @@ class Reconciler:
         self._seen, self._seen_at = {runner.name: runner for runner in runners}, asked_at
         self._touched = {n: at for n, at in self._touched.items() if at > asked_at}
         self._ledger.changed.set()
+        loads = [runner.load for runner in runners if runner.load]
+        if not all(load.memory_lasts(watch.RUSH_S) for load in loads):
+            asyncio.get_running_loop().call_later(HURRY_S, self._look_now.set)
 
     async def _act(self) -> None:
         leases = self._ledger.open()
-        self._destroyed &= {lease.runner for lease in leases}
+        runners = {lease.runner for lease in leases}
+        self._destroyed &= runners
+        self._not_growing &= runners
+        self._told = {name: told for name, told in self._told.items() if name in runners}
         troubles = set()
         for action in plan.plan(leases, self.facts(), self._limits):
             try:
@@ -166,7 +190,17 @@ class Reconciler:
                     if owner:
                         change(owner.id, states.destroying)
                 finally:  # a full disk must not keep VMs alive; the row's end says enough
-                    self._start(self._destroying, runner, self._destroy(runner))
+                    self._start(self._destroying, runner, self._destroy(runner, owner))
+            case plan.Grow(lease, more_bytes):
+                grown = change(lease.id, lambda row: states.growing(row, more_bytes))
+                if grown.grown_bytes > lease.grown_bytes:
+                    self._start(self._growing, lease.runner, self._grow(grown, more_bytes))
+            case plan.Tell(lease, line):
+                told = self._told.setdefault(lease.runner, set())
+                if (kind := line.partition(":")[0]) not in told:
+                    told.add(kind)
+                    log.info("told", runner=lease.runner, line=line)
+                    self._ledger.tell(lease.id, line)
             case plan.Close(lease):
                 change(lease.id, states.closed)
                 log.info("closed", lease=lease.id, outcome=lease.outcome)
@@ -278,14 +312,60 @@ class Reconciler:
                 await asyncio.sleep(delay)
         raise AssertionError("backing off never ends")
 
-    async def _destroy(self, runner: str) -> None:
-        """Unmake the runner, however often it takes; the edge stops serving it first."""
+    async def _grow(self, lease: Lease, more_bytes: int) -> None:
+        """Give a runner the memory that its row says; one that cannot have it is not asked again.
+
+        After a restart of ours the row may say more than the runner has: the pool holds it all the
+        same, and the next growth asks for the whole.
+        """
+        runner, memory_bytes = lease.runner, lease.size.memory_bytes + lease.grown_bytes
+        try:
+            async with asyncio.timeout(GROW_TIMEOUT_S):
+                await self._provider.grow(runner, memory_bytes)
+        except (MayflyError, TimeoutError) as error:
+            code = error.code if isinstance(error, MayflyError) else "timeout"
+            self._metrics.called("grow", code)
+            log.warning("not grown", runner=runner, error=str(error) or repr(error))
+            self._not_growing.add(runner)
+            self._ledger.change(lease.id, lambda row: states.not_grown(row, runner, more_bytes))
+        else:
+            self._metrics.called("grow", "ok")
+            log.info("grown", runner=runner, memory_bytes=memory_bytes)
+            self._ledger.tell(lease.id, f"the runner has {memory_bytes / GIB:g} GiB now")
+
+    async def measure(self, lease: Lease, *, final: bool = False) -> Lease:
+        """Write what the lease's runner has used, this moment included; returns the lease then.
+
+        `final`: with the steps that ran on it, for which it may take some seconds. A provider that
+        does not tell in time leaves it at what was known.
+        """
+        runner, limit_s = lease.runner, FINAL_USAGE_TIMEOUT_S if final else USAGE_TIMEOUT_S
+        try:
+            async with asyncio.timeout(limit_s):
+                told = await self._provider.usage(runner, final=final)
+            if told is None:
+                return self._ledger.get(lease.id)
+            self._evidence.keep(runner, told)
+            return self._ledger.change(
+                lease.id, lambda row: states.measured(row, runner, told.usage)
+            )
+        except (MayflyError, OSError) as error:  # TimeoutError is an OSError
+            log.warning("usage unknown", runner=runner, error=str(error) or repr(error))
+            return self._ledger.get(lease.id)
+
+    async def _destroy(self, runner: str, owner: Lease | None = None) -> None:
+        """Unmake the runner, however often it takes; the edge stops serving it first.
+
+        What the runner of a lease has used is asked for before it goes.
+        """
         if creating := self._creating.get(runner):
             creating.cancel()
             await asyncio.wait({creating}, timeout=CANCEL_TIMEOUT_S)
-        for delay in _backoff():
+        for number, delay in enumerate(_backoff()):
             with suppress(MayflyError):
                 await self._edge.revoke(runner)
+            if number == 0 and owner and owner.ready_at:
+                await self.measure(owner, final=owner.outcome in STEPS_ARE_SEEN)
             try:
                 async with asyncio.timeout(DESTROY_TIMEOUT_S):
                     await self._provider.destroy(runner)

@@ -18,8 +18,9 @@ from datetime import datetime, timedelta
 from mayfly.config import Config, LeaseOptions
 from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
 from mayfly.model import BuildSpec, Desired, Lease, LeaseRequest, Observed, Operation, Outcome
-from mayfly.orchestrator import docker, plan, states, views
+from mayfly.orchestrator import docker, plan, states, views, watch
 from mayfly.orchestrator.events import Event
+from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.forms import ReportForm
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
@@ -40,6 +41,7 @@ from mayfly.wire import (
     SizingJson,
     StatusJson,
     TokenJson,
+    UsageJson,
     VerdictJson,
     WhyJson,
 )
@@ -76,6 +78,7 @@ class Service:
         trust: Trust,
         signer: Signer,
         logs: Logs,
+        evidence: EvidenceFiles,
         metrics: Metrics,
         clock: Callable[[], datetime],
         about: Callable[[], Awaitable[About]],
@@ -90,6 +93,7 @@ class Service:
         self._trust = trust
         self._signer = signer
         self._logs = logs
+        self._evidence = evidence
         self._metrics = metrics
         self._clock = clock
         self._about = about
@@ -180,10 +184,11 @@ class Service:
         self._ledger.get(lease_id)
         return self._logs.append(lease_id, offset, data)
 
-    def report(self, lease_id: str, form: ReportForm) -> VerdictJson:
+    async def report(self, lease_id: str, form: ReportForm) -> VerdictJson:
         """The client's outcome, unless the lease has one already; the answer has the one it has.
 
-        A connection that breaks around the deadline was broken by the runner's watchdog, so that
+        What the runner's side has seen goes before what the client says (`watch.verdict`). A
+        connection that breaks around the deadline was broken by the runner's watchdog, so that
         `infrastructure` is then an exceeded budget. Raises `Conflict` for a success without a
         runner.
         """
@@ -195,6 +200,12 @@ class Service:
             over := plan.over_budget(told, now, plan.WATCHDOG_SLACK_S)
         ):
             outcome, reason = over.outcome, over.reason
+        elif states.is_ready(told):
+            grace_s = self._limits.grace_s
+            told = self._ledger.change(lease_id, lambda row: states.alive(row, now, grace_s))
+            told = await self._reconciler.measure(told)
+            now = self._clock()
+            outcome, reason = watch.verdict(outcome, reason, told.usage, told)
         lease = self._ledger.change(
             lease_id,
             lambda row: states.reported(
@@ -207,7 +218,12 @@ class Service:
                 images=form.images,
             ),
         )
-        return {"verdict": "done", "attempt": lease.attempt, "outcome": str(lease.outcome)}
+        return {
+            "verdict": "done",
+            "attempt": lease.attempt,
+            "outcome": str(lease.outcome),
+            "reason": lease.reason,
+        }
 
     def end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
         """End the lease, unless it has ended."""
@@ -229,6 +245,11 @@ class Service:
     async def size(self, request: LeaseRequest) -> SizingJson:
         """What such a request would get now, and why. Raises as `ask` does."""
         return explain.as_json(await self._records.decide(request))
+
+    def usage(self, build_id: str) -> UsageJson:
+        """What a build has used, as its runner's side saw it, as far as that is known now."""
+        lease = self._ledger.get(build_id)
+        return views.usage(lease, self._evidence.read(lease.runner))
 
     def log(self, build_id: str, offset: int) -> Iterator[bytes]:
         """The build's log from `offset` on, as far as it goes now."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mayfly.model import Desired, Lease, Observed, Operation, Outcome, Runner
+from mayfly.model import Desired, Lease, Observed, Operation, Outcome, Runner, Usage
 
 QUEUED, CREATING, READY = "queued", "creating", "ready"
 DESTROYING, ENDED, LOST = "destroying", "ended", "lost"
@@ -124,6 +124,25 @@ def reported(
         timings_s={**(timings_s or {}), **lease.timings_s},
     )
     return ended(told, outcome, reason, now)
+
+
+def growing(lease: Lease, more_bytes: int) -> Lease:
+    """The pool has room: the runner is about to be given more memory."""
+    if not is_ready(lease):
+        return lease
+    return replace(lease, grown_bytes=lease.grown_bytes + more_bytes)
+
+
+def not_grown(lease: Lease, runner: str, more_bytes: int) -> Lease:
+    """The provider could not give it."""
+    if lease.runner != runner:
+        return lease
+    return replace(lease, grown_bytes=max(0, lease.grown_bytes - more_bytes))
+
+
+def measured(lease: Lease, runner: str, usage: Usage) -> Lease:
+    """What the runner has used, as its provider tells; also of one that is about to go."""
+    return replace(lease, usage=usage) if lease.runner == runner else lease
 
 
 def destroying(lease: Lease) -> Lease:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import cast
 
 from mayfly import __version__
 from mayfly.config import Config
 from mayfly.model import OUTCOME_EXIT, Lease, Size
 from mayfly.orchestrator import page, plan, states
 from mayfly.orchestrator.limits import Limits
+from mayfly.usage import Evidence, Need, needs
 from mayfly.wire import (
     AskedJson,
+    AttemptJson,
     BuildJson,
     GoldenJson,
     LeaseJson,
+    PointJson,
     PoolJson,
     RunnerJson,
     SizeJson,
     StatusJson,
+    StepJson,
+    UsageJson,
 )
 
 
@@ -90,11 +96,59 @@ def build(lease: Lease, config: Config) -> BuildJson:
         "ready_at": _maybe(lease.ready_at),
         "ended_at": _maybe(lease.ended_at),
         "timings_s": dict(lease.timings_s),
-        "attempts": [
-            {"size": lease.size.name, "outcome": lease.outcome, "peak_memory_bytes": None}
-        ],
+        "attempts": [attempt(lease)],
         "log_url": f"{config.url}/v1/builds/{lease.id}/log",
         "page_url": page.address(config.url, lease.id),
+    }
+
+
+def attempt(lease: Lease) -> AttemptJson:
+    """The lease's present attempt."""
+    used = lease.usage
+    return {
+        "size": lease.size.name,
+        "outcome": lease.outcome,
+        "peak_memory_bytes": used.memory_bytes if used else None,
+        "granted_memory_bytes": lease.size.memory_bytes + lease.grown_bytes,
+        "cpu": used.cpu if used else None,
+        "disk_bytes": used.disk_bytes if used else None,
+        "oom_kills": used.oom_kills if used else None,
+    }
+
+
+def usage(lease: Lease, evidence: Evidence | None) -> UsageJson:
+    used = lease.usage
+    return {
+        "id": lease.id,
+        "repo": lease.request.repo,
+        "size": size(lease.size),
+        "granted_memory_bytes": lease.size.memory_bytes + lease.grown_bytes,
+        "outcome": lease.outcome,
+        "memory_bytes": used.memory_bytes if used else None,
+        "memory_peak_bytes": used.memory_peak_bytes if used else None,
+        "cpu": used.cpu if used else None,
+        "disk_bytes": used.disk_bytes if used else None,
+        "oom_kills": used.oom_kills if used else None,
+        "samples": used.samples if used else 0,
+        "points": [cast(PointJson, p._asdict()) for p in evidence.points] if evidence else [],
+        "steps": [_step(need) for need in needs(evidence)] if evidence else [],
+    }
+
+
+def _step(need: Need) -> StepJson:
+    return {
+        "name": need.step.name,
+        "start_s": need.step.start_s,
+        "end_s": need.step.end_s,
+        "seconds": need.seconds,
+        "cached": need.step.cached,
+        "failed": need.step.failed,
+        "memory_bytes": need.memory_bytes,
+        "cache_bytes": need.cache_bytes,
+        "cpu": round(need.cpu, 2),
+        "read_bytes": need.read_bytes,
+        "written_bytes": need.written_bytes,
+        "oom_kills": need.oom_kills,
     }
 
 

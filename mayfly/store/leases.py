@@ -24,10 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
-from mayfly.model import BuildSpec, Desired, Lease, LeaseRequest, Observed, Operation, Outcome, Size
+from mayfly.model import (
+    BuildSpec,
+    Desired,
+    Lease,
+    LeaseRequest,
+    Observed,
+    Operation,
+    Outcome,
+    Size,
+    Usage,
+)
 from mayfly.store.ballast import Ballast
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _CLOSED = "desired = 'ended' AND observed = 'absent' AND operation = 'none'"
 
@@ -54,7 +64,10 @@ CREATE TABLE leases (
     digest TEXT NOT NULL,
     images TEXT NOT NULL,
     ssh_host_key TEXT NOT NULL,
-    timings_s TEXT NOT NULL
+    timings_s TEXT NOT NULL,
+    trusted INTEGER NOT NULL,
+    grown_bytes INTEGER NOT NULL,
+    usage TEXT
 ) STRICT;
 CREATE INDEX leases_open ON leases (seq) WHERE NOT ({_CLOSED});
 CREATE TABLE idempotency (
@@ -66,7 +79,8 @@ CREATE TABLE idempotency (
 
 _COLUMNS = (
     "id, request, size, desired, observed, operation, attempt, created_at, expires_at, budget_s,"
-    " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s"
+    " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s,"
+    " trusted, grown_bytes, usage"
 )
 _NAMES = _COLUMNS.replace(" ", "").split(",")
 _INSERT = f"INSERT INTO leases ({_COLUMNS}) VALUES ({', '.join(f':{n}' for n in _NAMES)})"
@@ -247,6 +261,9 @@ def _row(lease: Lease) -> dict[str, Any]:
         "images": json.dumps(lease.images),
         "ssh_host_key": lease.ssh_host_key,
         "timings_s": json.dumps(dict(lease.timings_s)),
+        "trusted": int(lease.trusted),
+        "grown_bytes": lease.grown_bytes,
+        "usage": json.dumps(asdict(lease.usage)) if lease.usage else None,
     }
 
 
@@ -275,6 +292,9 @@ def _lease(row: sqlite3.Row) -> Lease:
         images=tuple(json.loads(row["images"])),
         ssh_host_key=row["ssh_host_key"],
         timings_s=json.loads(row["timings_s"]),
+        trusted=bool(row["trusted"]),
+        grown_bytes=row["grown_bytes"],
+        usage=Usage(**json.loads(row["usage"])) if row["usage"] else None,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mayfly.errors import Unreachable
 from mayfly.model import Runner, RunnerSpec
+from mayfly.usage import Evidence, evidence_from_json
 from mayfly.vm.protocol import (
     MAX_LINE,
     Message,
@@ -103,6 +104,11 @@ class ControlClient(_Client):
     async def destroy(self, runner: str) -> None:
         """Unmake a runner; returns silently when there is none of that name."""
         await self._call({"op": "destroy", "runner": runner})
+
+    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
+        """What a runner has used; None when there is none of that name."""
+        answer, _ = await self._call({"op": "usage", "runner": runner, "final": final})
+        return evidence_from_json(answer["evidence"]) if answer["evidence"] else None
 
     async def grow(self, runner: str, memory_bytes: int) -> None:
         """Give a runner that much memory in all. Raises `NotFound` when there is none."""

@@ -11,10 +11,13 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mayfly.model import Runner, RunnerSpec
+from mayfly.errors import NotFound
+from mayfly.model import Load, Runner, RunnerSpec
+from mayfly.usage import Evidence
 from mayfly.vm.provider import About, Progress
 
 
@@ -40,6 +43,8 @@ class Fake:
         self.destroy_s = destroy_s
         self.calls: list[tuple[str, str]] = []
         self.specs: dict[str, RunnerSpec] = {}
+        self.memory_bytes: dict[str, int] = {}
+        self._evidence: dict[str, Evidence] = {}
         self._runners: dict[str, Runner] = {}
         self._faults: list[tuple[str, str, Exception]] = []
         self._held: dict[str, asyncio.Event] = {}
@@ -52,7 +57,7 @@ class Fake:
     def fail(self, operation: str, error: Exception, *, runner: str = "*", times: int = 1) -> None:
         """The next `times` calls of `operation` for a runner that matches raise `error`.
 
-        `operation` is prepare, create, destroy or list; `runner` is a shell pattern.
+        `operation` is prepare, create, destroy, usage, grow or list; `runner` is a shell pattern.
         """
         self._faults += [(operation, runner, error)] * times
 
@@ -70,6 +75,13 @@ class Fake:
     def put(self, runner: str, size: str = "t1") -> None:
         """A runner that nobody asked for."""
         self._keep(Runner(runner, size, ready=True, ssh_host_key=host_key(runner)))
+
+    def show(self, runner: str, load: Load | None = None, evidence: Evidence | None = None) -> None:
+        """How the runner is from now on, and what it has used; None leaves it as it was."""
+        if load:
+            self._runners[runner] = replace(self._runners[runner], load=load)
+        if evidence:
+            self._evidence[runner] = evidence
 
     async def about(self) -> About:
         """There is no machine to tell of."""
@@ -92,6 +104,16 @@ class Fake:
     async def destroy(self, runner: str) -> None:
         await self._act("destroy", runner, self.destroy_s)
         self.lose(runner)
+
+    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
+        await self._act("usage", runner, 0)
+        return self._evidence.get(runner)
+
+    async def grow(self, runner: str, memory_bytes: int) -> None:
+        await self._act("grow", runner, 0)
+        if runner not in self._runners:
+            raise NotFound(f"there is no runner {runner}")
+        self.memory_bytes[runner] = memory_bytes
 
     async def list(self) -> tuple[Runner, ...]:
         await self._act("list", "", 0)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from mayfly.errors import InfrastructureError, MayflyError, from_code
-from mayfly.model import Outcome, Runner, RunnerSpec, Size
+from mayfly.model import Load, Outcome, Runner, RunnerSpec, Size
 
 MAX_LINE = 64 * 1024
 
@@ -71,6 +72,7 @@ def runner_to_json(runner: Runner) -> Message:
         "age_s": runner.age_s,
         "ended": runner.ended,
         "disk_used_bytes": runner.disk_used_bytes,
+        "load": astuple(runner.load) if runner.load else None,
     }
 
 
@@ -84,6 +86,7 @@ def runner_from_json(data: Mapping[str, Any]) -> Runner:
         age_s=float(data["age_s"]),
         ended=Outcome(data["ended"]) if data["ended"] else None,
         disk_used_bytes=int(data["disk_used_bytes"]),
+        load=Load(*data["load"]) if data["load"] else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, TypedDict
 
 from mayfly.model import Runner, RunnerSpec
+from mayfly.usage import Evidence
 from mayfly.wire import GoldenJson
 
 Progress = Callable[[str], None]
@@ -46,6 +47,20 @@ class Provider(Protocol):
 
     async def destroy(self, runner: str) -> None:
         """Unmake the runner and all that is its own. Returns silently when it does not exist."""
+
+    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
+        """What the runner has used, this moment included, as it is seen on the runner's side.
+
+        `final`: with the steps that ran on it, for which it may take some seconds. None when the
+        runner does not exist. Raises `InfrastructureError`.
+        """
+
+    async def grow(self, runner: str, memory_bytes: int) -> None:
+        """See that the runner, which goes on, has that much memory in all.
+
+        Does nothing for one that has as much. Raises `NotFound` when it does not exist,
+        `InfrastructureError` when it cannot be given; it may have got a part.
+        """
 
     async def list(self) -> tuple[Runner, ...]:
         """Every runner that exists, ready or not, whoever asked for it."""

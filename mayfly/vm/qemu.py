@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from mayfly.config import Config
 from mayfly.model import Runner, RunnerSpec
+from mayfly.usage import Evidence
 from mayfly.vm.client import ControlClient
 from mayfly.vm.provider import About, Progress
 
@@ -40,6 +41,14 @@ class Qemu:
     async def destroy(self, runner: str) -> None:
         """Have a runner unmade."""
         await self._host.destroy(runner)
+
+    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
+        """What the host's sampler has seen."""
+        return await self._host.usage(runner, final=final)
+
+    async def grow(self, runner: str, memory_bytes: int) -> None:
+        """Have memory plugged in."""
+        await self._host.grow(runner, memory_bytes)
 
     async def list(self) -> tuple[Runner, ...]:
         """The machine's VMs."""

@@ -50,6 +50,8 @@ def _tag(draw: st.DrawFn) -> list[str]:
 @st.composite
 def _own(draw: st.DrawFn) -> list[str]:
     name = draw(st.sampled_from(sorted(flags.OWN)))
+    if name in flags.OWN_SWITCHES:
+        return [draw(st.sampled_from([f"--mayfly-{name}", f"--mayfly-{name}=false"]))]
     value = draw(NAME)
     return draw(st.sampled_from([[f"--mayfly-{name}", value], [f"--mayfly-{name}={value}"]]))
 

@@ -121,6 +121,7 @@ class FakeFarm:
             "verdict": verdict,
             "attempt": len(self.reports) + 1,
             "outcome": self.overruled or str(outcome),
+            "reason": "",
         }
 
     async def end(self, lease: str, outcome: Outcome) -> None:

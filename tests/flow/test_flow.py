@@ -396,7 +396,7 @@ async def test_the_orchestrators_outcome_counts(tmp_path: Path, runner: FakeRunn
     farm = FakeFarm(runner, overruled="budget_exceeded")
     result = await build(request(tmp_path, "fail"), farm)
     assert (result.outcome, result.exit_status) == (Outcome.BUDGET_EXCEEDED, 7)
-    assert "already ended as budget_exceeded" in str(result.error)
+    assert "ended as budget_exceeded" in str(result.error)
 
 
 async def test_a_wrong_host_key_is_denied(tmp_path: Path, runner: FakeRunner) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.guest import agent
+from mayfly.guest import agent, buildkit
 from mayfly.guest.agent import Agent, Kernel, Lines, Refused, Sshd
 
 BOOT_ID = "5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f"
@@ -47,6 +47,7 @@ class Acts:
             add_entropy=note("entropy"),
             set_clock_ns=note("clock"),
             set_hostname=note("hostname"),
+            stay_in_memory=note("stay"),
             bind_mount=note("mount"),
             rest=note("rest"),
             start_sshd=self.start_sshd,
@@ -348,7 +349,7 @@ def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent, "set_cpus", lambda online: None)
-    monkeypatch.setattr(agent, "buildkit_answers", lambda timeout_s: True)
+    monkeypatch.setattr(buildkit, "answers", lambda timeout_s: True)
     acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
@@ -396,19 +397,7 @@ def test_a_deadline_that_has_passed_powers_off(root: Path, monkeypatch: pytest.M
     pytest.fail("the deadline did nothing")
 
 
-# --- evidence and processors -----------------------------------------------------------------
-
-
-def test_usage_reads_what_is_there_and_zero_else(tmp_path: Path) -> None:
-    (tmp_path / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
-    (tmp_path / "memory.current").write_text("4096\n")
-    (tmp_path / "cpu.stat").write_text("usage_usec 77\nuser_usec 1\n")
-    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:   3 kB\n")
-    found = agent.usage(str(tmp_path), str(tmp_path))
-    assert found["oom_kill"] == 2 and found["cpu_usage_us"] == 77
-    assert found["memory_current_bytes"] == 4096 and found["memory_peak_bytes"] == 0
-    assert found["memory_total_bytes"] == 10240 and found["memory_available_bytes"] == 3072
-    assert all(type(value) is int for value in found.values())
+# --- processors -----------------------------------------------------------------
 
 
 def test_cpus_are_switched_in_number_order(tmp_path: Path) -> None:

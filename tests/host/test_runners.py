@@ -287,3 +287,25 @@ async def test_a_qemu_that_was_broken_out_of_holds_nobody_up(
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_what_a_runner_used_is_known_until_it_is_destroyed(here: Here) -> None:
+    """The guest does not answer here, which keeps nobody from anything."""
+    assert await here.usage("a-1", final=False) is None
+    await here.create(spec("a-1"), TEMPLATE)
+    evidence = await here.usage("a-1", final=True)
+    assert evidence is not None and evidence.usage.samples == 0
+    assert here.list()[0].load is None
+    await here.conclude("a-1", Outcome.BUDGET_EXCEEDED)
+    assert await here.usage("a-1", final=True) == evidence
+    await here.destroy("a-1")
+    assert await here.usage("a-1", final=False) is None
+
+
+async def test_an_adopted_runner_is_sampled_again(here: Here, tmp_path: Path) -> None:
+    await here.create(spec("a-1"), TEMPLATE)
+    after = Here(tmp_path)
+    await after.adopt()
+    assert await after.usage("a-1", final=False) is not None
+    await after.destroy("a-1")
+    await here.destroy("a-1")

@@ -20,6 +20,7 @@ from mayfly.model import GIB, Desired, Lease, LeaseRequest, Observed, Operation,
 from mayfly.orchestrator import reconcile, states, trust
 from mayfly.orchestrator.api import create_app
 from mayfly.orchestrator.events import Hub
+from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import limits
 from mayfly.orchestrator.logs import Logs
@@ -175,7 +176,8 @@ async def farm(
     past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
     records = Records(past, spool, room, metrics, clock, config.metrics)
     ledger = Ledger(store, Hub(), metrics, records.closed)
-    reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock)
+    evidence = EvidenceFiles(home / "usage")
+    reconciler = reconcile.Reconciler(ledger, provider, edge, room, metrics, clock, evidence)
     service = Service(
         config,
         room,
@@ -190,6 +192,7 @@ async def farm(
         ),
         tokens.Signer(SIGNING),
         Logs(home / "logs"),
+        evidence,
         metrics,
         clock,
         provider.about,

@@ -109,7 +109,7 @@ def test_another_schema_version_is_refused_with_a_way_out(tmp_path: Path) -> Non
     with sqlite3.connect(tmp_path / "db") as db:
         db.execute("UPDATE schema_version SET version = 7")
     db.close()
-    with pytest.raises(Conflict, match="schema version 7, this Mayfly speaks 1 - use the version"):
+    with pytest.raises(Conflict, match="schema version 7, this Mayfly speaks 2 - use the version"):
         LeaseStore(tmp_path / "db")
 
 

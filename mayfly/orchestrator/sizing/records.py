@@ -138,7 +138,7 @@ class Records:
                 self._spool.put(lease.runner, {"build": lease.id, "attempt": lease.attempt, **late})
             self._wake.set()
         else:
-            self.finished(lease)
+            self.finished(lease, lease.usage, grown_bytes=lease.grown_bytes)
         self._finished -= {f"{lease.id}-{number}" for number in range(1, lease.attempt + 1)}
         with _logged("a build's explanation stays on disk"):
             self._spool.forget(lease.id)

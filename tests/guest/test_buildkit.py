@@ -1,0 +1,83 @@
+"""A build's steps out of what BuildKit keeps of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.guest import buildkit
+
+
+def vertex(digest: str, **more: Any) -> dict[str, Any]:
+    return {
+        "digest": digest,
+        "name": f"[{digest}] RUN",
+        "started": "2026-11-24T18:00:01.123456789Z",
+        **more,
+    }
+
+
+def log(*statuses: object) -> bytes:
+    return b"\n".join(json.dumps(status).encode() for status in statuses)
+
+
+def test_a_step_is_as_it_was_told_last() -> None:
+    told = log(
+        {"vertexes": [vertex("a"), {"digest": "b", "name": "waits"}]},
+        {"logs": [{"data": "x"}]},
+        {"vertexes": [vertex("a", completed="2026-11-24T18:00:03.5Z", error="exit code: 1")]},
+        {"vertexes": [vertex("c", cached=True, completed="2026-11-24T18:00:01.2Z")]},
+    )
+    found = buildkit.of_log(told)
+    assert list(found) == ["a", "c"], "what has not begun is no step yet"
+    assert found["a"]["end_s"] - found["a"]["start_s"] == pytest.approx(2.377)
+    assert found["a"]["failed"] and not found["a"]["cached"]
+    assert found["c"]["cached"] and not found["c"]["failed"]
+
+
+def test_the_steps_of_all_builds_come_in_order_and_are_not_too_many() -> None:
+    asked: list[list[str]] = []
+
+    def ask(words: Iterable[str], timeout_s: float) -> bytes:
+        asked.append(list(words))
+        if "histories" in asked[-1]:
+            return b"one\ntwo\n"
+        build = asked[-1][-1]
+        second = 1 if build == "two" else 2
+        started = f"2026-11-24T18:00:0{second}Z"
+        return log({"vertexes": [vertex(f"{build}{n}", started=started) for n in range(150)]})
+
+    found = buildkit.steps(5, ask)
+    assert len(found) == buildkit.MAX_STEPS
+    assert [step["start_s"] for step in found] == sorted(step["start_s"] for step in found)
+    assert len(json.dumps(found)) < 64 * 1024
+
+
+def test_a_step_that_a_second_build_found_cached_is_told_as_it_ran() -> None:
+    def ask(words: Iterable[str], timeout_s: float) -> bytes:
+        first = log({"vertexes": [vertex("a", completed="2026-11-24T18:00:09Z")]})
+        later = "2026-11-24T18:01:00Z"
+        again = vertex("a", started=later, completed=later, cached=True)
+        only = vertex("b", started=later, completed=later, cached=True)
+        told = {"histories": b"two\none\n", "one": first}
+        *_, last = words
+        return told.get("histories" if "histories" in words else last) or log(
+            {"vertexes": [again, only]}
+        )
+
+    a, b = buildkit.steps(5, ask)
+    assert (a["cached"], b["cached"]) == (False, True)
+
+
+def test_a_build_that_buildkit_does_not_tell_of_has_no_steps() -> None:
+    assert buildkit.steps(5, lambda words, timeout_s: b"") == []
+
+
+@given(st.binary(max_size=300))
+def test_no_log_makes_it_fail(text: bytes) -> None:
+    buildkit.of_log(b'{"vertexes": [{"started": "' + text + b'"}]}\n' + text)
