@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.services]
 async def leased(
     farm: Farm, key: asyncssh.SSHKey, size: str = "t2"
 ) -> AsyncIterator[tuple[LeaseJson, ssh.Relay]]:
-    """A lease that is ready; it is kept for as long as its grace, and ended."""
+    """A lease that is ready, kept alive and ended."""
     request = LeaseRequest(
         repo="team/runner", ssh_public_key=key.export_public_key().decode().strip(), size=size
     )
@@ -51,9 +51,18 @@ async def leased(
                 assert view["state"] in ("queued", "creating"), view["reason"]
                 await holder.heartbeat(asked["id"])
                 view = await holder.lease(asked["id"], wait_s=5, since=view["state"])
+            alive = asyncio.create_task(beat(holder, asked["id"]))
             yield view, ssh.relay_of(view, api.tls)
+            alive.cancel()
         finally:
             await holder.end(asked["id"], Outcome.CANCELLED)
+
+
+async def beat(holder: client.Client, lease: str) -> None:
+    """Heartbeats, until cancelled."""
+    while True:
+        await holder.heartbeat(lease)
+        await asyncio.sleep(1)
 
 
 def with_runner(
