@@ -162,6 +162,12 @@ class LeaseOptions(_Section):
         le=7 * 24 * 60,
         description="Minutes that a build spec may ask for; `budget_min` where that is more.",
     )
+    max_oom_retries: int = Field(
+        1,
+        ge=0,
+        le=9,
+        description="How often a build that ran out of memory goes on in the next size; 0: never.",
+    )
 
     @field_validator("grace_s")
     @classmethod

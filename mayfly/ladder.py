@@ -33,6 +33,13 @@ class Share:
             self.disk_bytes + other.disk_bytes,
         )
 
+    def __sub__(self, other: Share) -> Share:
+        return Share(
+            self.memory_bytes - other.memory_bytes,
+            self.cpus - other.cpus,
+            self.disk_bytes - other.disk_bytes,
+        )
+
     def within(self, other: Share) -> bool:
         """Whether there is no more of anything than in `other`."""
         return (

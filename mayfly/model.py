@@ -199,11 +199,25 @@ class LeaseRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt that was not the build's last. `ended_at` is when the next one was decided on."""
+
+    size: Size
+    outcome: Outcome
+    reason: str
+    ended_at: datetime
+    grown_bytes: int = 0
+    usage: Usage | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A lease as its row says. A build's id is its lease's id.
 
-    `grown_bytes` is the memory that this attempt's runner was granted beyond its size, `usage`
-    what it used, as far as its provider has told.
+    `size`, `ready_at`, `timings_s`, `grown_bytes` (the memory that the runner was granted beyond
+    its size) and `usage` (what it used, as far as its provider has told) are of the present
+    attempt; `earlier` has those before it. `deadline` is fixed by the first runner.
     """
 
     id: str
@@ -228,21 +242,36 @@ class Lease:
     trusted: bool = True
     grown_bytes: int = 0
     usage: Usage | None = None
+    earlier: tuple[Attempt, ...] = ()
 
     @property
     def runner(self) -> str:
         """The name of the VM that serves this attempt."""
         return f"{self.id}-{self.attempt}"
 
+    @property
+    def earlier_runner(self) -> str:
+        """The name of the VM that served the attempt before this one; empty for the first."""
+        return f"{self.id}-{self.attempt - 1}" if self.earlier else ""
+
+    @property
+    def began_at(self) -> datetime:
+        """When the present attempt was asked for."""
+        return self.earlier[-1].ended_at if self.earlier else self.created_at
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerSpec:
-    """What a provider needs to make one runner. `budget_s` is counted from readiness."""
+    """What a provider needs to make one runner. `budget_s` is counted from readiness.
+
+    `scratch_of` names the runner whose scratch disk it is to go on with; that one ends thereby.
+    """
 
     runner: str
     size: Size
     authorized_key: str
     budget_s: float
+    scratch_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +281,8 @@ class Runner:
     `ssh_host_key` is an OpenSSH public key line; it is empty while the runner is not ready. `age_s`
     is for how long it has been ready, by the provider's own steady clock. `ended` is set when the
     provider has ended the VM itself and says why; nothing is left of it then. `disk_used_bytes` is
-    what its disks take where they are, `load` how it was when it was last looked at.
+    what its disks take where they are, `load` how it was when it was last looked at. `cold` says
+    why it did not get the scratch disk that it was to go on with.
     """
 
     name: str
@@ -264,3 +294,4 @@ class Runner:
     ended: Outcome | None = None
     disk_used_bytes: int = field(default=0, compare=False)
     load: Load | None = field(default=None, compare=False)
+    cold: str = ""

@@ -117,6 +117,8 @@ class ReportForm(_Form):
     """The body of a report: how the build ended, as its client saw it."""
 
     outcome: Annotated[Outcome, AfterValidator(_claimable)]
+    attempt: Annotated[int, Field(ge=0, le=999)] = 0
+    """Which attempt it is about; 0: the present one."""
     reason: Reason = ""
     digest: Digest = ""
     timings_s: Annotated[dict[Phase, Seconds], Field(max_length=64)] = {}

@@ -21,6 +21,7 @@ class Limits(Room):
     create_timeout_s: float = CREATE_TIMEOUT_S
     disk_reserve_bytes: int = 0
     grow: bool = True
+    max_oom_retries: int = 1
 
 
 def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: int) -> Limits:
@@ -35,4 +36,5 @@ def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: in
         grace_s=config.lease.grace_s,
         disk_reserve_bytes=config.pool.disk_reserve_gb * GIB,
         grow=config.pool.grow,
+        max_oom_retries=config.lease.max_oom_retries,
     )

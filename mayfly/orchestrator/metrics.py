@@ -41,7 +41,7 @@ class Metrics:
         )
         self._ready = Histogram(
             "mayfly_lease_ready_seconds",
-            "Seconds from a lease being asked for to its runner being ready.",
+            "Seconds from a lease, or another attempt, being asked for to its runner being ready.",
             buckets=_READY_S,
             registry=self._registry,
         )
@@ -120,7 +120,7 @@ class Metrics:
     def changed(self, before: Lease, after: Lease) -> None:
         """A lease's row was changed."""
         if after.ready_at and not before.ready_at:
-            self._ready.observe((after.ready_at - after.created_at).total_seconds())
+            self._ready.observe((after.ready_at - after.began_at).total_seconds())
         if after.outcome and not before.outcome:
             self._ended.labels(after.outcome).inc()
             if after.ready_at and after.ended_at:

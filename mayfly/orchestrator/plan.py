@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 from mayfly.ladder import Share, share
 from mayfly.model import GIB, Desired, Lease, Load, Observed, Operation, Outcome, Runner
-from mayfly.orchestrator import states, watch
+from mayfly.orchestrator import retry, states, watch
 from mayfly.orchestrator.limits import Limits
 
 WATCHDOG_SLACK_S = 5.0
@@ -24,7 +24,8 @@ class Rule(Enum):
     """What a (desired, observed, operation) triple asks for."""
 
     QUEUE = auto()
-    """Make a runner once the pool has room, oldest lease first."""
+    """Make a runner once the pool has room, oldest lease first; one that holds room already, for
+    its earlier attempt's runner, before those that hold none."""
     CREATE = auto()
     """See that the runner is being made; after a restart, begin again (same name)."""
     WATCH = auto()
@@ -138,6 +139,14 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """Write that the attempt ended for want of memory; another follows, or the build's end."""
+
+    lease: Lease
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Destroy:
     """Write that the runner is being unmade (when it has a lease), then unmake it."""
 
@@ -169,7 +178,7 @@ class Tell:
     line: str
 
 
-Action = Admit | Create | Lose | End | Destroy | Close | Grow | Tell
+Action = Admit | Create | Lose | End | OutOfMemory | Destroy | Close | Grow | Tell
 
 
 def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action, ...]:
@@ -188,8 +197,9 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
             continue
         rule = rule_of(lease)
         if rule is Rule.QUEUE:
-            if not waiting and (taken + share(lease.size)).within(there):
-                taken += share(lease.size)
+            more = share(lease.size) - _held(lease)
+            if (lease.earlier or not waiting) and (taken + more).within(there):
+                taken += more
                 actions.append(Admit(lease))
             elif not waiting and taken == Share() and _disk_is_gone(lease, there, facts):
                 actions.append(_never(lease, there))
@@ -217,7 +227,7 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
 
 def _relief(
     load: Load, lease: Lease, free_bytes: int, waiting: bool, facts: Facts, limits: Limits
-) -> Grow | Tell | End | None:
+) -> Grow | Tell | OutOfMemory | None:
     """What is done about a runner that runs short, if it does."""
     pool = watch.Pool(max(0, free_bytes), waiting, limits.sizes, limits.grow)
     match watch.decide(load, lease, pool, facts.now):
@@ -228,7 +238,7 @@ def _relief(
         case watch.DiskLow(reason):
             return Tell(lease, reason)
         case watch.Thrash(reason):
-            return End(lease, Outcome.OOM, reason)
+            return OutOfMemory(lease, reason)
         case None:
             return None
 
@@ -278,7 +288,16 @@ def used(leases: Iterable[Lease], facts: Facts, limits: Limits) -> Share:
         size = ladder.get(facts.seen[name].size) if facts.seen else None
         sizes += [size] if size else []
     grown = sum(lease.grown_bytes for lease in leases if states.holds_room(lease))
-    return sum((share(size) for size in sizes), Share(memory_bytes=grown))
+    kept = (_held(lease) for lease in leases if states.is_queued(lease))
+    return sum((*map(share, sizes), *kept), Share(memory_bytes=grown))
+
+
+def _held(lease: Lease) -> Share:
+    """What the runner of the attempt before has, whose room the next one is to take over."""
+    if not lease.earlier:
+        return Share()
+    last = lease.earlier[-1]
+    return share(last.size) + Share(memory_bytes=last.grown_bytes)
 
 
 def queue(leases: Iterable[Lease]) -> dict[str, int]:
@@ -288,8 +307,16 @@ def queue(leases: Iterable[Lease]) -> dict[str, int]:
 
 
 def strangers(leases: Iterable[Lease], facts: Facts) -> tuple[str, ...]:
-    """The runners that the provider has and no open lease explains, by name."""
-    explained = {lease.runner for lease in leases if not states.is_closed(lease)}
+    """The runners that the provider has and no open lease explains, by name.
+
+    An earlier attempt's is explained until the present one's is there.
+    """
+    explained: set[str] = set()
+    for lease in leases:
+        if not states.is_closed(lease):
+            explained.add(lease.runner)
+        if states.is_running(lease) and lease.observed is Observed.ABSENT:
+            explained.add(lease.earlier_runner)
     return tuple(sorted(set(facts.seen or ()) - explained))
 
 
@@ -345,7 +372,9 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
     if now >= silent_since:
         silence = f"no heartbeat from the client for {limits.grace_s:g} s"
         return End(lease, Outcome.CLIENT_LOST, silence)
-    queue_end = lease.created_at + timedelta(seconds=limits.queue_timeout_s)
+    if lease.earlier and rule is Rule.QUEUE:
+        return _no_room_soon(lease, limits, now)
+    queue_end = lease.began_at + timedelta(seconds=limits.queue_timeout_s)
     if rule is Rule.QUEUE and now >= queue_end:
         full = f"no room in the pool for {_minutes(limits.queue_timeout_s)}"
         return End(lease, Outcome.QUEUE_TIMEOUT, full)
@@ -353,6 +382,18 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
         slow = f"no runner was ready within {_minutes(limits.create_timeout_s)}"
         return End(lease, Outcome.INFRASTRUCTURE, slow)
     return None
+
+
+def _no_room_soon(lease: Lease, limits: Limits, now: datetime) -> End | None:
+    """The end of a lease that has waited too long for room for another attempt."""
+    patience_s = min(retry.PATIENCE_S, limits.queue_timeout_s)
+    if now < lease.began_at + timedelta(seconds=patience_s):
+        return None
+    reason = (
+        f"{lease.earlier[-1].reason}; no room in the pool for size {lease.size.name} for "
+        f"{_minutes(patience_s)}: {retry.advice(lease.size)}"
+    )
+    return End(lease, Outcome.OOM, reason)
 
 
 def _unmake(lease: Lease, facts: Facts) -> Iterable[Action]:

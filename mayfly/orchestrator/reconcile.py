@@ -10,7 +10,7 @@ survive a restart: the rows are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -19,7 +19,7 @@ import structlog
 
 from mayfly.errors import InfrastructureError, MayflyError, Unreachable
 from mayfly.model import GIB, Lease, Operation, Outcome, Runner, RunnerSpec
-from mayfly.orchestrator import plan, states, watch
+from mayfly.orchestrator import plan, retry, states, watch
 from mayfly.orchestrator.edge import Edge
 from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
@@ -184,6 +184,8 @@ class Reconciler:
                 change(lease.id, states.lost)
             case plan.End(lease, outcome, reason):
                 self._end(lease.id, outcome, reason)
+            case plan.OutOfMemory(lease, reason):
+                self.out_of_memory(lease, reason)
             case plan.Destroy(runner, reason, owner):
                 log.info("destroying", runner=runner, reason=reason)
                 try:
@@ -235,8 +237,13 @@ class Reconciler:
         calls[runner].add_done_callback(over)
 
     async def _create(self, lease: Lease) -> None:
+        left_s = (lease.deadline - self._clock()).total_seconds() if lease.deadline else None
         spec = RunnerSpec(
-            lease.runner, lease.size, lease.request.ssh_public_key, budget_s=lease.budget_s
+            lease.runner,
+            lease.size,
+            lease.request.ssh_public_key,
+            budget_s=lease.budget_s if left_s is None else max(1.0, left_s),
+            scratch_of=lease.earlier_runner,
         )
         until = self._clock() + timedelta(seconds=self._limits.create_timeout_s)
 
@@ -273,6 +280,8 @@ class Reconciler:
             self._metrics.called("create", "ok")
             ready_at = made_at - timedelta(seconds=runner.age_s)
             now = self._clock()
+            if runner.cold:
+                self._ledger.tell(lease.id, f"finished steps are lost: {runner.cold}")
             self._ledger.change(lease.id, lambda row: states.ready(row, runner, ready_at, now))
 
     async def _prepare(self, lease_id: str = "") -> None:
@@ -332,6 +341,33 @@ class Reconciler:
             self._metrics.called("grow", "ok")
             log.info("grown", runner=runner, memory_bytes=memory_bytes)
             self._ledger.tell(lease.id, f"the runner has {memory_bytes / GIB:g} GiB now")
+
+    def out_of_memory(
+        self, lease: Lease, reason: str, timings_s: Mapping[str, float] | None = None
+    ) -> Lease:
+        """Write that `lease`'s runner ran out of memory, by policy as another attempt or as the
+        build's end; returns the lease then. Nothing changes when its attempt is over already.
+
+        `timings_s` is what the client told of the attempt.
+        """
+        now = self._clock()
+
+        def change(row: Lease) -> Lease:
+            if row.attempt != lease.attempt:
+                return row
+            timed = states.timed(row, timings_s or {})
+            return retry.out_of_memory(timed, reason, self._limits, now)
+
+        after = self._ledger.change(lease.id, change)
+        if after.attempt > lease.attempt:
+            log.info("going on", lease=lease.id, size=after.size.name, reason=reason)
+            self._ledger.hub.forget(lease.id)
+            self._ledger.tell(
+                lease.id,
+                f"ran out of memory in {lease.size.name}; going on in {after.size.name}, "
+                "finished steps are kept",
+            )
+        return after
 
     async def measure(self, lease: Lease, *, final: bool = False) -> Lease:
         """Write what the lease's runner has used, this moment included; returns the lease then.

@@ -17,8 +17,17 @@ from datetime import datetime, timedelta
 
 from mayfly.config import Config, LeaseOptions
 from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
-from mayfly.model import BuildSpec, Desired, Lease, LeaseRequest, Observed, Operation, Outcome
-from mayfly.orchestrator import docker, plan, states, views, watch
+from mayfly.model import (
+    GIB,
+    BuildSpec,
+    Desired,
+    Lease,
+    LeaseRequest,
+    Observed,
+    Operation,
+    Outcome,
+)
+from mayfly.orchestrator import docker, plan, retry, states, views, watch
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.forms import ReportForm
@@ -32,6 +41,7 @@ from mayfly.orchestrator.sizing.records import Records
 from mayfly.orchestrator.trust import Principal, Trust
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
+from mayfly.usage import Evidence, needs
 from mayfly.vm.provider import About
 from mayfly.wire import (
     AskedJson,
@@ -189,10 +199,13 @@ class Service:
 
         What the runner's side has seen goes before what the client says (`watch.verdict`). A
         connection that breaks around the deadline was broken by the runner's watchdog, so that
-        `infrastructure` is then an exceeded budget. Raises `Conflict` for a success without a
-        runner.
+        `infrastructure` is then an exceeded budget. Out of memory, policy may give it another
+        attempt (`retry.refusal`): the verdict is then `retry`, and the same to a report that comes
+        again. Raises `Conflict` for a success without a runner.
         """
         now, told = self._clock(), self._ledger.get(lease_id)
+        if 0 < form.attempt < told.attempt:
+            return _verdict(told, form.attempt)
         if form.outcome is Outcome.SUCCEEDED and told.ready_at is None and not told.outcome:
             raise Conflict(f"lease {lease_id} never had a runner, so nothing succeeded on it")
         outcome, reason = form.outcome, form.reason
@@ -206,6 +219,12 @@ class Service:
             told = await self._reconciler.measure(told)
             now = self._clock()
             outcome, reason = watch.verdict(outcome, reason, told.usage, told)
+        if outcome is Outcome.OOM:
+            if retry.refusal(told, self._limits, now):
+                told = await self._reconciler.measure(told, final=True)
+                reason += _where(self._evidence.read(told.runner))
+            lease = self._reconciler.out_of_memory(told, reason, form.timings_s)
+            return _verdict(lease, told.attempt)
         lease = self._ledger.change(
             lease_id,
             lambda row: states.reported(
@@ -218,12 +237,7 @@ class Service:
                 images=form.images,
             ),
         )
-        return {
-            "verdict": "done",
-            "attempt": lease.attempt,
-            "outcome": str(lease.outcome),
-            "reason": lease.reason,
-        }
+        return _verdict(lease, told.attempt)
 
     def end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
         """End the lease, unless it has ended."""
@@ -345,6 +359,33 @@ def shortened(lease: Lease) -> Iterable[str]:
             f"the time budget is {lease.budget_s / 60:g} min, this farm's longest: the build "
             f"spec asks for {wanted:g}"
         )
+
+
+def _verdict(lease: Lease, attempt: int) -> VerdictJson:
+    """The answer to a report about an attempt of the lease."""
+    if states.is_running(lease) and lease.attempt > attempt:
+        over = lease.earlier[attempt - 1]
+        return {
+            "verdict": "retry",
+            "attempt": lease.attempt,
+            "outcome": over.outcome,
+            "reason": over.reason,
+        }
+    return {
+        "verdict": "done",
+        "attempt": lease.attempt,
+        "outcome": str(lease.outcome),
+        "reason": lease.reason,
+    }
+
+
+def _where(evidence: Evidence | None) -> str:
+    """In which step memory ran out, as far as BuildKit's record tells: the last that failed."""
+    failed = [need for need in needs(evidence) if need.step.failed] if evidence else []
+    if not failed:
+        return ""
+    peak = failed[-1].memory_bytes / GIB
+    return f", in step {failed[-1].step.name!r}, which was seen to need {peak:.1f} GiB"
 
 
 def token_end(lease: Lease, limits: Limits) -> datetime:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mayfly.model import Desired, Lease, Observed, Operation, Outcome, Runner, Usage
+from mayfly.model import Attempt, Desired, Lease, Observed, Operation, Outcome, Runner, Size, Usage
 
 QUEUED, CREATING, READY = "queued", "creating", "ready"
 DESTROYING, ENDED, LOST = "destroying", "ended", "lost"
@@ -58,7 +58,7 @@ def admitted(lease: Lease, now: datetime) -> Lease:
     """The pool has room: the runner is about to be made."""
     if not is_queued(lease):
         return lease
-    waited = (now - lease.created_at).total_seconds()
+    waited = (now - lease.began_at).total_seconds()
     return replace(
         lease, operation=Operation.CREATING, timings_s={**lease.timings_s, "queue": waited}
     )
@@ -67,19 +67,19 @@ def admitted(lease: Lease, now: datetime) -> Lease:
 def ready(lease: Lease, runner: Runner, ready_at: datetime, now: datetime) -> Lease:
     """The runner answers and, `now`, the edge knows it.
 
-    The time budget counts from `ready_at`, when the runner itself was ready: its provider counts
-    from there too, so that neither ends it before the other.
+    The time budget counts from `ready_at` of the first attempt, when the runner itself was ready:
+    its provider counts from there too, so that neither ends it before the other.
     """
     if not is_running(lease) or lease.runner != runner.name or lease.ready_at is not None:
         return lease
-    asked = (now - lease.created_at).total_seconds()
+    asked = (now - lease.began_at).total_seconds()
     took = asked - lease.timings_s.get("queue", 0.0)
     return replace(
         lease,
         observed=Observed.READY,
         operation=Operation.NONE,
         ready_at=ready_at,
-        deadline=ready_at + timedelta(seconds=lease.budget_s),
+        deadline=lease.deadline or ready_at + timedelta(seconds=lease.budget_s),
         ssh_host_key=runner.ssh_host_key,
         timings_s={**runner.timings_s, **lease.timings_s, "ready": took},
     )
@@ -117,13 +117,44 @@ def reported(
     """The client's report; nothing of it is taken once the lease has ended."""
     if not is_running(lease):
         return lease
-    told = replace(
-        lease,
-        digest=digest,
-        images=tuple(images),
-        timings_s={**(timings_s or {}), **lease.timings_s},
-    )
+    told = replace(timed(lease, timings_s or {}), digest=digest, images=tuple(images))
     return ended(told, outcome, reason, now)
+
+
+def timed(lease: Lease, timings_s: Mapping[str, float]) -> Lease:
+    """The lease with what its client measured, where nobody else did."""
+    return replace(lease, timings_s={**timings_s, **lease.timings_s})
+
+
+def retried(lease: Lease, outcome: Outcome, reason: str, size: Size, now: datetime) -> Lease:
+    """The attempt's outcome is not the build's: another one is to follow, in `size`.
+
+    Its runner takes over from the present one, which is there until then.
+    """
+    if not is_running(lease):
+        return lease
+    attempt = Attempt(
+        size=lease.size,
+        outcome=outcome,
+        reason=reason,
+        ended_at=now,
+        grown_bytes=lease.grown_bytes,
+        usage=lease.usage,
+        timings_s=lease.timings_s,
+    )
+    return replace(
+        lease,
+        attempt=lease.attempt + 1,
+        earlier=(*lease.earlier, attempt),
+        size=size,
+        observed=Observed.ABSENT,
+        operation=Operation.NONE,
+        ready_at=None,
+        ssh_host_key="",
+        timings_s={},
+        grown_bytes=0,
+        usage=None,
+    )
 
 
 def growing(lease: Lease, more_bytes: int) -> Lease:

@@ -8,7 +8,7 @@ from typing import cast
 
 from mayfly import __version__
 from mayfly.config import Config
-from mayfly.model import OUTCOME_EXIT, Lease, Size
+from mayfly.model import OUTCOME_EXIT, Attempt, Lease, Size
 from mayfly.orchestrator import page, plan, states
 from mayfly.orchestrator.limits import Limits
 from mayfly.usage import Evidence, Need, needs
@@ -96,20 +96,20 @@ def build(lease: Lease, config: Config) -> BuildJson:
         "ready_at": _maybe(lease.ready_at),
         "ended_at": _maybe(lease.ended_at),
         "timings_s": dict(lease.timings_s),
-        "attempts": [attempt(lease)],
+        "attempts": [*(attempt(over) for over in lease.earlier), attempt(lease)],
         "log_url": f"{config.url}/v1/builds/{lease.id}/log",
         "page_url": page.address(config.url, lease.id),
     }
 
 
-def attempt(lease: Lease) -> AttemptJson:
-    """The lease's present attempt."""
-    used = lease.usage
+def attempt(over: Attempt | Lease) -> AttemptJson:
+    """An earlier attempt, or the lease's present one."""
+    used = over.usage
     return {
-        "size": lease.size.name,
-        "outcome": lease.outcome,
+        "size": over.size.name,
+        "outcome": over.outcome,
         "peak_memory_bytes": used.memory_bytes if used else None,
-        "granted_memory_bytes": lease.size.memory_bytes + lease.grown_bytes,
+        "granted_memory_bytes": over.size.memory_bytes + over.grown_bytes,
         "cpu": used.cpu if used else None,
         "disk_bytes": used.disk_bytes if used else None,
         "oom_kills": used.oom_kills if used else None,

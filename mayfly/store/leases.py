@@ -25,6 +25,7 @@ from typing import Any
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
 from mayfly.model import (
+    Attempt,
     BuildSpec,
     Desired,
     Lease,
@@ -67,7 +68,8 @@ CREATE TABLE leases (
     timings_s TEXT NOT NULL,
     trusted INTEGER NOT NULL,
     grown_bytes INTEGER NOT NULL,
-    usage TEXT
+    usage TEXT,
+    earlier TEXT NOT NULL
 ) STRICT;
 CREATE INDEX leases_open ON leases (seq) WHERE NOT ({_CLOSED});
 CREATE TABLE idempotency (
@@ -80,7 +82,7 @@ CREATE TABLE idempotency (
 _COLUMNS = (
     "id, request, size, desired, observed, operation, attempt, created_at, expires_at, budget_s,"
     " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s,"
-    " trusted, grown_bytes, usage"
+    " trusted, grown_bytes, usage, earlier"
 )
 _NAMES = _COLUMNS.replace(" ", "").split(",")
 _INSERT = f"INSERT INTO leases ({_COLUMNS}) VALUES ({', '.join(f':{n}' for n in _NAMES)})"
@@ -264,6 +266,7 @@ def _row(lease: Lease) -> dict[str, Any]:
         "trusted": int(lease.trusted),
         "grown_bytes": lease.grown_bytes,
         "usage": json.dumps(asdict(lease.usage)) if lease.usage else None,
+        "earlier": json.dumps([asdict(attempt) for attempt in lease.earlier], default=_text),
     }
 
 
@@ -295,6 +298,25 @@ def _lease(row: sqlite3.Row) -> Lease:
         trusted=bool(row["trusted"]),
         grown_bytes=row["grown_bytes"],
         usage=Usage(**json.loads(row["usage"])) if row["usage"] else None,
+        earlier=tuple(_attempt(attempt) for attempt in json.loads(row["earlier"])),
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{value!r} is not kept in a row")
+
+
+def _attempt(data: dict[str, Any]) -> Attempt:
+    return Attempt(
+        **data
+        | {
+            "size": Size(**data["size"]),
+            "outcome": Outcome(data["outcome"]),
+            "ended_at": datetime.fromisoformat(data["ended_at"]),
+            "usage": Usage(**data["usage"]) if data["usage"] else None,
+        }
     )
 
 

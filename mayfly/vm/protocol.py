@@ -73,6 +73,7 @@ def runner_to_json(runner: Runner) -> Message:
         "ended": runner.ended,
         "disk_used_bytes": runner.disk_used_bytes,
         "load": astuple(runner.load) if runner.load else None,
+        "cold": runner.cold,
     }
 
 
@@ -87,6 +88,7 @@ def runner_from_json(data: Mapping[str, Any]) -> Runner:
         ended=Outcome(data["ended"]) if data["ended"] else None,
         disk_used_bytes=int(data["disk_used_bytes"]),
         load=Load(*data["load"]) if data["load"] else None,
+        cold=str(data["cold"]),
     )
 
 
@@ -96,6 +98,7 @@ def spec_to_json(spec: RunnerSpec) -> Message:
         "runner": spec.runner,
         "authorized_key": spec.authorized_key,
         "budget_s": spec.budget_s,
+        "scratch_of": spec.scratch_of,
         "size": {
             "name": size.name,
             "cpus": size.cpus,
@@ -111,6 +114,7 @@ def spec_from_json(data: Mapping[str, Any]) -> RunnerSpec:
         runner=str(data["runner"]),
         authorized_key=str(data["authorized_key"]),
         budget_s=float(data["budget_s"]),
+        scratch_of=str(data["scratch_of"]),
         size=Size(
             name=str(size["name"]),
             cpus=int(size["cpus"]),

@@ -292,7 +292,7 @@ async def test_a_build_that_thrashes_is_out_of_memory(tmp_path: Path) -> None:
 
 async def test_a_client_is_overruled_by_what_the_kernel_counted(tmp_path: Path) -> None:
     async with farm(configuration(tmp_path)) as f:
-        row = await ready(f, "t1")
+        row = await ready(f, "t3")
         point = Point(1.0, GIB, 0, GIB, 0, 0.5, 0, 0, 1)
         evidence = Evidence(used(oom_kills=1), (point,), (Step("RUN x", 0.5, 0.9),))
         f.provider.show(row.runner, evidence=evidence)

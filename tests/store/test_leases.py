@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
-from mayfly.model import Desired, LeaseRequest, Observed, Operation, Outcome
+from mayfly.model import Attempt, Desired, LeaseRequest, Observed, Operation, Outcome, Usage
 from mayfly.orchestrator import states
 from mayfly.store.leases import LeaseStore
-from tests.orchestrator.leases import KEY, NOW, lease
+from tests.orchestrator.leases import KEY, NOW, T1, lease
 
 
 @pytest.fixture
@@ -37,6 +37,10 @@ FULL = replace(
     images=("images/o/r:1", "images/o/r:2"),
     ssh_host_key="ssh-ed25519 AAAA",
     timings_s={"queue": 0.25, "ready": 1.5},
+    earlier=(
+        Attempt(T1, Outcome.OOM, "killed", NOW, grown_bytes=1, usage=Usage(1, 2, 0.5, 3, 1, 4)),
+        Attempt(T1, Outcome.OOM, "", NOW, timings_s={"ready": 1.5}),
+    ),
 )
 
 

@@ -1,0 +1,258 @@
+"""Another attempt for a build that ran out of memory: who gets one, and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.ladder import share
+from mayfly.model import GIB, BuildSpec, Desired, Lease, Observed, Operation, Outcome, Usage
+from mayfly.orchestrator import retry, states
+from mayfly.orchestrator.forms import ReportForm
+from mayfly.orchestrator.limits import Limits
+from mayfly.orchestrator.plan import Admit, Destroy, End, Facts, OutOfMemory, plan, used
+from mayfly.usage import Evidence, Point, Step
+from mayfly.vm.fake import Fake
+from tests.orchestrator.leases import KEY, NOW, T1, T2, T3, Farm, configuration, farm, seen
+from tests.orchestrator.leases import lease as any_lease
+from tests.orchestrator.test_watch import load
+
+LIMITS = Limits(4 * GIB, 8, 64 * GIB, (T1, T2, T3), queue_timeout_s=900, grace_s=30)
+WAITING = (Desired.RUNNING, Observed.ABSENT, Operation.NONE)
+READY = (Desired.RUNNING, Observed.READY, Operation.NONE)
+OFF = BuildSpec(oom_retry=False)
+KILLED = Evidence(
+    Usage(GIB, GIB, 1.0, GIB, oom_kills=1, samples=1),
+    (Point(1.0, GIB, 0, GIB, 0, 0.5, 0, 0, 1),),
+    (Step("[2/2] RUN x", 0.5, 0.9, failed=True),),
+)
+
+
+def ready(name: str = "aaaa", **more: Any) -> Lease:
+    fields = {"ready_at": NOW, "deadline": NOW + timedelta(hours=1)}
+    return any_lease(name, READY, **{**fields, **more})
+
+
+def killed(row: Lease, limits: Limits = LIMITS, after_s: float = 20) -> Lease:
+    return retry.out_of_memory(row, "killed", limits, NOW + timedelta(seconds=after_s))
+
+
+def with_spec(row: Lease, spec: BuildSpec) -> Lease:
+    return replace(row, request=replace(row.request, spec=spec))
+
+
+def at(seconds: float = 20, **more: Any) -> Facts:
+    return Facts(NOW + timedelta(seconds=seconds), NOW - timedelta(days=1), **more)
+
+
+# The decision.
+
+
+def test_the_next_attempt_is_one_size_up_and_waits_for_room() -> None:
+    row = killed(ready(usage=KILLED.usage, timings_s={"ready": 1.0}))
+    assert states.is_queued(row)
+    assert (row.attempt, row.runner, row.earlier_runner) == (2, "aaaa-2", "aaaa-1")
+    assert (row.size, row.deadline, row.usage, row.timings_s) == (T2, ready().deadline, None, {})
+    (first,) = row.earlier
+    assert (first.size, first.outcome, first.usage) == (T1, Outcome.OOM, KILLED.usage)
+    assert first.timings_s == {"ready": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "limits", "says"),
+    [
+        (with_spec(ready(), OFF), LIMITS, "oom_retry is false: write memory_gb = 2 "),
+        (ready(), replace(LIMITS, max_oom_retries=0), "1 attempt: write memory_gb = 2 "),
+        (ready(size=T3), LIMITS, "holds no larger size: build it on a larger machine"),
+        (ready(), replace(LIMITS, memory_bytes=GIB), "holds no larger size"),
+        (ready(size=T2, grown_bytes=2 * GIB), LIMITS, "holds no larger size"),
+        (ready(deadline=NOW + timedelta(seconds=30)), LIMITS, "time budget is used up"),
+    ],
+)  # fmt: skip
+def test_who_gets_none_is_told_why_and_what_to_write(row: Lease, limits: Limits, says: str) -> None:
+    over = killed(row, limits)
+    assert (over.outcome, over.attempt) == (Outcome.OOM, 1)
+    assert over.reason.startswith("killed; ") and says in over.reason
+
+
+def test_a_second_kill_is_the_end() -> None:
+    again = states.retried(ready(), Outcome.OOM, "", T2, NOW)
+    over = killed(replace(again, observed=Observed.READY, ready_at=NOW))
+    assert (over.outcome, over.attempt) == (Outcome.OOM, 2)
+    assert "it has had 2 attempts: write memory_gb = 4 into .build-spec.ncl" in over.reason
+
+
+def test_memory_that_it_grew_to_is_not_the_next_size() -> None:
+    assert killed(ready(grown_bytes=GIB)).size == T3
+
+
+@given(
+    st.sampled_from([T1, T2, T3]),
+    st.integers(0, 4 * GIB),
+    st.integers(1, 8).map(lambda n: n * GIB),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.booleans(),
+    st.integers(0, 3700),
+)
+def test_another_attempt_is_larger_fits_and_comes_in_time(
+    size: Any, grown: int, memory: int, retries: int, had: int, wanted: bool, after_s: int
+) -> None:
+    limits = replace(LIMITS, memory_bytes=memory, max_oom_retries=retries)
+    row = with_spec(ready(size=size, grown_bytes=grown), BuildSpec(oom_retry=wanted))
+    earlier = killed(ready()).earlier * had
+    row = replace(row, attempt=had + 1, earlier=earlier)
+    now = NOW + timedelta(seconds=after_s)
+    after = retry.out_of_memory(row, "killed", limits, now)
+    if states.is_running(after):
+        assert wanted and had < retries and row.deadline and now < row.deadline
+        assert limits.fits(after.size) and after.size.memory_bytes > size.memory_bytes + grown
+        assert after.attempt == had + 2 and len(after.earlier) == had + 1
+    else:
+        assert after.outcome is Outcome.OOM and after.attempt == had + 1
+
+
+@pytest.mark.parametrize("triple", [WAITING, (Desired.ENDED, Observed.READY, Operation.NONE)])
+def test_late_news_change_nothing(triple: Any) -> None:
+    row = any_lease(triple=triple)
+    assert killed(row) is row
+
+
+# The plan.
+
+
+def test_the_earlier_runner_stays_until_the_next_one_is_there() -> None:
+    waiting = killed(ready())
+    both = at(seen=seen("aaaa-1", "aaaa-2"))
+    assert plan([waiting], at(seen=seen("aaaa-1")), LIMITS) == (Admit(waiting),)
+    making = states.admitted(waiting, both.now)
+    assert not [a for a in plan([making], both, LIMITS) if isinstance(a, Destroy)]
+    there = replace(making, observed=Observed.READY, operation=Operation.NONE, ready_at=both.now)
+    (action,) = plan([there], both, LIMITS)
+    assert isinstance(action, Destroy) and action.runner == "aaaa-1"
+    (action,) = plan([states.ended(waiting, Outcome.CANCELLED, "", NOW)], both, LIMITS)[:1]
+    assert isinstance(action, Destroy) and action.runner == "aaaa-1"
+
+
+def test_the_next_attempt_takes_over_the_room_of_the_one_before() -> None:
+    waiting = killed(ready(size=T2))
+    assert used([waiting], at(seen=seen("aaaa-1", size="t2")), LIMITS) == share(T2)
+    assert plan([waiting], at(seen=seen("aaaa-1")), LIMITS) == (Admit(waiting),)
+    making = states.admitted(waiting, NOW)
+    assert used([making], at(seen=seen("aaaa-1")), LIMITS) == share(T3)
+
+
+def test_it_goes_before_those_who_hold_nothing() -> None:
+    waiting = killed(ready("bbbb"))
+    older = any_lease("aaaa", size=T3)
+    assert plan([older, waiting], at(seen=seen("bbbb-1")), LIMITS) == (Admit(waiting),)
+
+
+def test_without_room_soon_it_is_out_of_memory() -> None:
+    waiting, other = killed(ready()), ready("bbbb", size=T3, expires_at=NOW + timedelta(hours=1))
+    waiting = replace(waiting, expires_at=other.expires_at)
+    runners = seen("aaaa-1", "bbbb-1")
+    soon = 20 + retry.PATIENCE_S
+    assert plan([waiting, other], at(soon - 1, seen=runners), LIMITS) == ()
+    (end,) = plan([waiting, other], at(soon, seen=runners), LIMITS)
+    assert isinstance(end, End) and end.outcome is Outcome.OOM
+    assert "no room in the pool for size t2 for 2 min: write memory_gb = 2 " in end.reason
+
+
+def test_the_budget_counts_over_all_attempts() -> None:
+    row = killed(ready(expires_at=NOW + timedelta(days=1)))
+    (end,) = plan([row], at(3600, seen=seen("aaaa-1")), LIMITS)
+    assert isinstance(end, End) and end.outcome is Outcome.BUDGET_EXCEEDED
+
+
+def test_a_runner_that_thrashes_is_out_of_memory() -> None:
+    runner = replace(seen("aaaa-1")["aaaa-1"], load=load(stalled_s=30.0, total_bytes=GIB))
+    full = replace(LIMITS, memory_bytes=GIB, grow=False)
+    (action,) = plan(
+        [ready(expires_at=NOW + timedelta(hours=1))], at(seen={"aaaa-1": runner}), full
+    )
+    assert isinstance(action, OutOfMemory)
+
+
+# The orchestrator, over a provider without machines.
+
+
+async def asked(f: Farm, size: str = "t1") -> Lease:
+    request = replace(any_lease().request, size=size, ssh_public_key=KEY)
+    return await f.until((await f.api.ask(request, ""))["id"], "ready")
+
+
+async def test_a_build_that_is_killed_goes_on_in_the_next_size(tmp_path: Path) -> None:
+    provider = Fake()
+    async with farm(configuration(tmp_path), provider) as f:
+        row = await asked(f)
+        provider.show(row.runner, evidence=KILLED)
+        f.clock.forward(20)
+        told = ReportForm(outcome=Outcome.FAILED, attempt=1)
+        verdict = await f.service.report(row.id, told)
+        assert (verdict["verdict"], verdict["attempt"], verdict["outcome"]) == ("retry", 2, "oom")
+        again = await f.service.report(row.id, told)
+        assert again == verdict
+        row = await f.until(row.id, "ready")
+        spec = provider.specs[row.runner]
+        assert (row.runner, spec.scratch_of) == (f"{row.id}-2", f"{row.id}-1")
+        assert spec.budget_s == row.budget_s - 20
+        await f.settled(lambda: ("destroy", f"{row.id}-1") in provider.calls)
+        assert await f.service.report(row.id, told) == verdict
+        done = await f.service.report(row.id, ReportForm(outcome=Outcome.SUCCEEDED, attempt=2))
+        assert (done["verdict"], done["outcome"]) == ("done", "succeeded")
+        first, second = (await f.api.build(row.id))["attempts"]
+        assert (first["size"], first["outcome"], first["oom_kills"]) == ("t1", "oom", 1)
+        assert (second["size"], second["outcome"], second["oom_kills"]) == ("t2", "succeeded", None)
+
+
+async def test_a_second_kill_names_the_step_and_what_to_write(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path)) as f:
+        row = await asked(f)
+        for attempt in (1, 2):
+            f.provider.show(f"{row.id}-{attempt}", evidence=KILLED)
+            verdict = await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED))
+            if attempt == 1:
+                await f.until(row.id, "ready")
+        assert (verdict["verdict"], verdict["outcome"]) == ("done", "oom")
+        for word in ("[2/2] RUN x", "1.0 GiB", "2 attempts", "memory_gb = 4"):
+            assert word in verdict["reason"]
+        created = [runner for operation, runner in f.provider.calls if operation == "create"]
+        assert created == [f"{row.id}-1", f"{row.id}-2"]
+
+
+async def test_a_restart_goes_on_with_the_second_attempt(tmp_path: Path) -> None:
+    provider = Fake()
+    async with farm(configuration(tmp_path), provider) as f:
+        row = await asked(f)
+        provider.show(row.runner, evidence=KILLED)
+        release = provider.hold("create")
+        await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED))
+        await f.until(row.id, "creating")
+    release()
+    async with farm(configuration(tmp_path), provider) as f:
+        row = await f.until(row.id, "ready")
+        assert (row.attempt, row.size) == (2, T2)
+        assert provider.specs[row.runner].scratch_of == f"{row.id}-1"
+
+
+async def test_a_scratch_disk_that_could_not_be_kept_is_told(tmp_path: Path) -> None:
+    class Cold(Fake):
+        async def create(self, spec: Any) -> Any:
+            made = await super().create(spec)
+            return replace(made, cold="it died") if spec.scratch_of else made
+
+    async with farm(configuration(tmp_path), Cold()) as f:
+        row = await asked(f)
+        f.provider.show(row.runner, evidence=KILLED)
+        await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED))
+        await f.until(row.id, "ready")
+        first, cold = f.ledger.hub.lines(row.id)
+        assert first == "ran out of memory in t1; going on in t2, finished steps are kept"
+        assert cold == "finished steps are lost: it died"
