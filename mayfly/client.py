@@ -151,14 +151,16 @@ class Client:
         lease: str,
         *,
         outcome: Outcome,
+        attempt: int = 0,
         reason: str = "",
         digest: str = "",
         timings_s: Mapping[str, float] | None = None,
         images: Sequence[str] = (),
     ) -> VerdictJson:
-        """Tell how the build ended, which ends the lease.
+        """Tell how an attempt of the build ended (0: the present one), which ends the lease.
 
-        The answer's `outcome` is the one that counts: another when the lease had ended before.
+        The answer's `outcome` is the one that counts: another when the lease had ended before. With
+        the verdict `retry` the lease goes on with another runner, to be waited for.
         Raises `UsageError` for an outcome that a client cannot claim.
         """
         answer = await self._call(
@@ -166,6 +168,7 @@ class Client:
             f"{_lease(lease)}/report",
             json={
                 "outcome": outcome,
+                "attempt": attempt,
                 "reason": reason,
                 "digest": digest,
                 "timings_s": dict(timings_s or {}),

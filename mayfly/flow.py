@@ -184,10 +184,12 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
                 attempts.append(attempt)
                 with suppress(MayflyError):
                     await patiently(log.flush)
-                verdict = await patiently(partial(_report, request, attempt, holder, lease))
+                verdict = await patiently(partial(_report, request, attempt, holder, view))
                 if verdict["verdict"] != "retry":
                     break
-                show(f"this runner ended as {attempt.outcome}: trying again on another")
+                attempts[-1] = replace(attempt, outcome=Outcome(verdict["outcome"]), error=None)
+                line = f"attempt {len(attempts)} ended as {verdict['outcome']}: {verdict['reason']}"
+                log.write(f"{line}\n".encode())
     outcome = Outcome(verdict["outcome"])
     result = Result(lease, outcome, tuple(attempts), reason=verdict["reason"])
     if request.args.metadata_file and attempt.outcome is Outcome.SUCCEEDED:
@@ -237,7 +239,10 @@ async def _attempt(
             attempt = replace(attempt, reconnects=way.losses, timings_s=times)
         if not attempt.lost and attempt.outcome is not Outcome.DENIED:
             return attempt
-        view = await still_ready(api, view, wait_s=PAUSE_S if attempt.lost else 0)
+        now = await still_ready(api, view, wait_s=PAUSE_S if attempt.lost else 0)
+        if now["attempt"] > view["attempt"]:
+            return attempt
+        view = now
         way = way.broken(time.monotonic(), opened=attempt.opened)
         if not attempt.lost or way.given_up(time.monotonic()):
             return attempt
@@ -313,12 +318,15 @@ async def _connection(
     )
 
 
-async def _report(request: Request, attempt: Attempt, api: Api, lease: str) -> VerdictJson:
-    """With verdict `done` the lease is over and the VM on its way out."""
+async def _report(request: Request, attempt: Attempt, api: Api, view: LeaseJson) -> VerdictJson:
+    """With verdict `done` the lease is over and the VM on its way out; with `retry` another comes,
+    with what this one has done where that can be kept.
+    """
     pushed = request.args.pushed if attempt.outcome is Outcome.SUCCEEDED else ()
     return await api.report(
-        lease,
+        view["id"],
         outcome=attempt.outcome,
+        attempt=view["attempt"],
         digest=attempt.digest,
         timings_s=attempt.timings_s,
         images=pushed,

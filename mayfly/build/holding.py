@@ -28,6 +28,7 @@ from mayfly.wire import AskedJson, BeatJson, LeaseJson, VerdictJson
 PATIENCE_S = 60.0
 ENDING_S = 8.0  # how long we try to tell it that we stop
 POLL_S = 20.0
+NEWS_S = 1.0  # how long the last lines about a runner may take longer than the runner
 LOST = "lost"
 OVER = frozenset({"destroying", "ended", LOST})
 _T = TypeVar("_T")
@@ -55,6 +56,7 @@ class Api(Protocol):
         lease: str,
         *,
         outcome: Outcome,
+        attempt: int,
         digest: str,
         timings_s: Mapping[str, float],
         images: Sequence[str],
@@ -107,6 +109,8 @@ async def ready(api: Api, lease: str, show: Show) -> LeaseJson:
             view = await patiently(lambda: api.lease(lease, wait_s=POLL_S, since=state))  # noqa: B023
             state = view["state"]
             if state == "ready" and view["runner"]:
+                if view["attempt"] > 1:  # what became of the finished steps is among the last news
+                    await asyncio.wait({telling}, timeout=NEWS_S)
                 return view
             if state in OVER:
                 raise await _ending(api, view)
@@ -118,13 +122,15 @@ async def ready(api: Api, lease: str, show: Show) -> LeaseJson:
 async def still_ready(api: Api, view: LeaseJson, *, wait_s: float) -> LeaseJson:
     """The ready lease of `view` as it is now, with the same runner and a fresh token for it.
 
-    It is returned when it has been ready for `wait_s` seconds more. Raises how the lease ended, at
-    once, when it has; `InfrastructureError` when it has another runner, and when the orchestrator
-    is away for too long.
+    It is returned when it has been ready for `wait_s` seconds more; at once when the lease is in a
+    later attempt. Raises how the lease ended, at once, when it has; `InfrastructureError` when it
+    has another runner, and when the orchestrator is away for too long.
     """
     now = await patiently(lambda: api.lease(view["id"], wait_s=wait_s, since=view["state"]))
     if now["state"] in OVER:
         raise await _ending(api, now)
+    if now["attempt"] > view["attempt"]:
+        return now
     if not (view["runner"] and now["runner"] and now["runner"]["name"] == view["runner"]["name"]):
         raise InfrastructureError(f"build {view['id']} lost its runner", hint="build again")
     return now
@@ -151,7 +157,7 @@ async def _give_back(api: Api, lease: str, error: BaseException) -> None:
     outcome = Outcome.INTERNAL
     if isinstance(error, InfrastructureError | UsageError | Denied):
         outcome = Outcome(error.code)
-    report = api.report(lease, outcome=outcome, digest="", timings_s={}, images=())
+    report = api.report(lease, outcome=outcome, attempt=0, digest="", timings_s={}, images=())
     await asyncio.wait_for(report, ENDING_S)
 
 

@@ -24,6 +24,7 @@ class FakeFarm:
     away: int = 0  # so many calls in a row are not answered
     overruled: str = ""  # the outcome that a report is answered with
     ended: tuple[str, str] | None = None  # the orchestrator's own outcome and reason
+    attempt: int = 1
     request: LeaseRequest | None = None
     beats: int = 0
     log: bytes = b""
@@ -67,8 +68,8 @@ class FakeFarm:
             "desired": "running",
             "observed": "",
             "operation": "",
-            "attempt": 1,
-            "size": {"name": "t1", "cpus": 1, "memory_bytes": 1, "disk_bytes": 1},
+            "attempt": self.attempt,
+            "size": {"name": f"t{self.attempt}", "cpus": 1, "memory_bytes": 1, "disk_bytes": 1},
             "queue_position": None,
             "created_at": "",
             "expires_at": "",
@@ -81,7 +82,7 @@ class FakeFarm:
             "timings_s": {"queue": 0.25, "ready": 0.5},
             "relay_url": self.runner.url if self.runner else "",
             "runner": {
-                "name": f"{lease}-1",
+                "name": f"{lease}-{self.attempt}",
                 "ssh_host_key": self.runner.host_key,
                 "token": TOKEN,
             }
@@ -90,7 +91,7 @@ class FakeFarm:
         }
 
     async def events(self, lease: str) -> AsyncIterator[str]:
-        yield "template: booting"
+        yield "template: booting" if self.attempt == 1 else "going on"
 
     async def heartbeat(self, lease: str) -> BeatJson:
         self._answer()
@@ -108,19 +109,30 @@ class FakeFarm:
         lease: str,
         *,
         outcome: Outcome,
+        attempt: int,
         digest: str,
         timings_s: Mapping[str, float],
         images: Sequence[str],
     ) -> VerdictJson:
         self._answer()
         self.reports.append(
-            {"outcome": outcome, "digest": digest, "timings_s": timings_s, "images": images}
+            {
+                "outcome": outcome,
+                "attempt": attempt,
+                "digest": digest,
+                "timings_s": timings_s,
+                "images": images,
+            }
         )
         verdict = self.verdicts.pop(0) if self.verdicts else "done"
+        moved = attempt < self.attempt
+        if verdict == "retry" and not moved:
+            self.attempt += 1
+        again = verdict == "retry" or moved
         return {
-            "verdict": verdict,
-            "attempt": len(self.reports) + 1,
-            "outcome": self.overruled or str(outcome),
+            "verdict": "retry" if again else verdict,
+            "attempt": self.attempt,
+            "outcome": self.overruled or ("oom" if again else str(outcome)),
             "reason": "",
         }
 

@@ -386,10 +386,28 @@ async def test_a_registry_that_does_not_serve_is_not_the_users_fault(
 
 
 async def test_the_verdict_decides_on_another_attempt(tmp_path: Path, runner: FakeRunner) -> None:
-    farm = FakeFarm(runner, verdicts=["retry", "done"])
-    result = await build(request(tmp_path, "fail"), farm)
-    assert [a.outcome for a in result.attempts] == [Outcome.FAILED, Outcome.FAILED]
+    farm, lines = FakeFarm(runner, verdicts=["retry", "done"]), list[str]()
+    result = await build(request(tmp_path, "fail"), farm, lines)
+    assert [a.outcome for a in result.attempts] == [Outcome.OOM, Outcome.FAILED]
+    assert [a.size for a in result.attempts] == ["t1", "t2"]
+    assert [report["attempt"] for report in farm.reports] == [1, 2]
+    assert "going on" in lines
     assert farm.log.count(b"#1 [1/1]") == 2, "one log over all attempts"
+    assert b"attempt 1 ended as oom" in farm.log
+
+
+async def test_a_runner_that_is_taken_away_for_another_is_no_lost_connection(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    farm, lines = FakeFarm(runner), list[str]()
+    building = asyncio.create_task(build(request(tmp_path, "lose-once"), farm, lines))
+    await _building(farm)
+    farm.attempt = 2
+    await runner.cut()
+    result = await building
+    assert [a.outcome for a in result.attempts] == [Outcome.OOM, Outcome.SUCCEEDED]
+    assert [report["attempt"] for report in farm.reports] == [1, 2]
+    assert lines[1:] == ["going on"]
 
 
 async def test_the_orchestrators_outcome_counts(tmp_path: Path, runner: FakeRunner) -> None:
