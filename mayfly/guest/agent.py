@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mayfly.guest import buildkit
+from mayfly.guest import buildkit, scratch
 from mayfly.guest.sample import SCRATCH, Sampler
 
 VERSION = 1
@@ -92,6 +92,7 @@ class Kernel(NamedTuple):
     rest: Callable[[bool], None]
     start_sshd: Callable[[], Sshd]
     resize_filesystem: Callable[[str, int], None]
+    run: scratch.Run
     power_off: Callable[[], None]
 
 
@@ -305,6 +306,8 @@ class Agent:
             "identity": self._identity,
             "sample": lambda _: {"sample": self._sampler.read()},
             "steps": self._steps,
+            "quiesce": self._quiesce,
+            "take_scratch": self._take_scratch,
             "poweroff": self._poweroff,
         }
 
@@ -431,6 +434,32 @@ class Agent:
         """Together with what this machine's clock says, for it is the clock of their times."""
         found = buildkit.steps(_number(message, "timeout_s", 0, 60))
         return {"steps": found, "unix_time_s": time.time()}
+
+    def _quiesce(self, message: Message) -> Message:
+        """Put the scratch disk down, for another runner to take it up; this one is of no more use.
+
+        The answer says so once more: it is not to be taken for another's.
+        """
+        scratch.put_down(self._kernel.run, _number(message, "timeout_s", 1, 60))
+        return {"quiesced": True}
+
+    def _take_scratch(self, message: Message) -> Message:
+        """Have BuildKit go on with the disk that the host has plugged in, grown to this size."""
+        timeout_s = _number(message, "timeout_s", 1, 60)
+        disk_bytes = int(_number(message, "disk_bytes", 0, 2**60))
+        if not self._identified:
+            raise Refused("take_scratch: this guest has no identity")
+        start = time.monotonic()
+        scratch.take_up(
+            self._kernel.run,
+            lambda: self._kernel.rest(False),
+            buildkit.listens,
+            timeout_s,
+            self._root,
+        )
+        self._kernel.resize_filesystem(SCRATCH, disk_bytes)
+        self._sampler.rebase()
+        return {"taken": True, "seconds": round(time.monotonic() - start, 3)}
 
     def _poweroff(self, _: Message) -> Message:
         self._afterwards = self._kernel.power_off
@@ -571,6 +600,7 @@ def real_kernel() -> Kernel:
         bind_mount=bind_mount,
         rest=rest,
         resize_filesystem=resize_filesystem,
+        run=scratch.run,
         power_off=power_off,
         start_sshd=start_sshd,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from mayfly.errors import InfrastructureError
+from mayfly.guest.scratch import SERIAL
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 """The library logs what it also raises."""
@@ -88,6 +89,39 @@ class Monitor:
         )
         await self._client.execute(
             "device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-ram"}
+        )
+
+    async def plug_disk(self, path: Path, backing: Path, backing_format: str) -> None:
+        """Plug the qcow2 at `path` in as the disk with the serial `SERIAL`, into the spare port.
+
+        What it says of its backing file is not believed: it was another VM's.
+        """
+        unsynced = {"no-flush": True}
+        await self._client.execute(
+            "blockdev-add",
+            {
+                "node-name": SERIAL,
+                "driver": "qcow2",
+                "discard": "unmap",
+                "cache": unsynced,
+                "file": {"driver": "file", "filename": str(path), "cache": unsynced},
+                "backing": {
+                    "driver": backing_format,
+                    "read-only": True,
+                    "file": {"driver": "file", "filename": str(backing), "read-only": True},
+                },
+            },
+        )
+        await self._client.execute(
+            "device_add",
+            {
+                "driver": "virtio-blk-pci",
+                "id": SERIAL,
+                "drive": SERIAL,
+                "serial": SERIAL,
+                "bus": "spare",
+                "write-cache": "on",
+            },
         )
 
     async def memory_bytes(self) -> int:

@@ -31,6 +31,7 @@ class Record:
     ended: Outcome | None = None
     cpus: int = 1
     memory_bytes: int = 0
+    cold: str = ""
 
     @property
     def alive(self) -> bool:
@@ -48,6 +49,7 @@ class Record:
             self.timings_s,
             age_s=age_s,
             ended=self.ended,
+            cold=self.cold,
         )
 
 

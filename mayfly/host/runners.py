@@ -63,6 +63,15 @@ DISK_SLACK_BYTES = 64 * MIB
 """How much larger than its rung's disk a VM's file may become: qcow2's own tables take 10 bytes of
 64 KiB, and root's overlay is smaller than any rung."""
 
+EARLIER = "earlier.qcow2"
+"""A VM's disk that was another's scratch disk."""
+
+QUIESCE_S = 10
+"""Seconds in which a runner is to have put its scratch disk down (measured under TCG: 1.5)."""
+
+TAKE_S = 25
+"""Seconds in which another is to have taken it up (BuildKit's start under TCG: 4)."""
+
 TEMPLATE = "mayfly/template"
 """What QEMU is called while it boots a template (`argv.template`)."""
 
@@ -104,7 +113,8 @@ class Runners:
         """What the VM's own disks take. QEMU cannot put other files or links in their place: its
         folder is its uid's, so names in it are looked at and not followed."""
         used = 0
-        for path in _disk_paths(self._directory(runner) / "qemu").values():
+        own = self._directory(runner) / "qemu"
+        for path in (*_disk_paths(own).values(), own / EARLIER):
             with contextlib.suppress(OSError):
                 used += path.lstat().st_blocks * 512
         return used
@@ -339,7 +349,84 @@ class Runners:
     async def _in_turn(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
         """`_clone` once its turn has come. Raises `TimeoutError` when it then takes too long."""
         async with self._turns, asyncio.timeout(START_S):
+            if spec.scratch_of:
+                return await self._go_on(record, spec, template)
             return await self._clone(record, spec, template)
+
+    async def _go_on(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
+        """A clone that has the scratch disk of another runner, which ends; made while that stops.
+
+        Where the disk cannot be had, or may be damaged, it is a clone like any other, and its
+        record says why.
+        """
+        disk = self._directory(record.name) / "qemu" / EARLIER
+        uid, started = FIRST_UID + record.slot, time.monotonic()
+        letting_go = asyncio.create_task(self._let_go(spec.scratch_of, template, disk, uid))
+        try:
+            made = await self._clone(record, spec, template)
+            await asyncio.wait({letting_go})
+        finally:
+            letting_go.cancel()
+            await asyncio.gather(letting_go, return_exceptions=True)
+        if (error := letting_go.exception()) is not None:
+            if not isinstance(error, InfrastructureError):
+                raise error
+            log.warning("scratch disk not kept", runner=record.name, error=str(error))
+            return replace(made, cold=str(error))
+        kept_s = time.monotonic() - started
+        try:
+            took = await self._take_scratch(made, spec, template, disk)
+        except InfrastructureError as error:
+            log.warning("scratch disk not taken up", runner=record.name, error=str(error))
+            await self._unmake(record.name, made)
+            return replace(await self._clone(record, spec, template), cold=str(error))
+        times = {"quiesce": round(kept_s, 4), "scratch": round(took, 4)}
+        log.info("goes on", runner=record.name, scratch_of=spec.scratch_of, **times)
+        return replace(made, timings_s={**made.timings_s, **times})
+
+    async def _let_go(self, runner: str, template: Template, disk: Path, uid: int) -> None:
+        """Have a runner put its scratch disk down, end it, and make the disk `uid`'s, as `disk`.
+
+        Raises `InfrastructureError` when there is no such disk, or it is not known to be sound. The
+        runner's VM has ended even so; the rest of it goes when it is destroyed.
+        """
+        async with self._lock(runner):
+            record = self._records.get(runner)
+            if record is None or not record.alive or record.process is None:
+                raise InfrastructureError(f"runner {runner} had ended")
+            try:
+                if record.template != template.key:
+                    raise InfrastructureError("there is a new golden image")
+                watch, task = self._samplers[runner]
+                task.cancel()
+                answer = await watch.channel.call(
+                    "quiesce", {"timeout_s": QUIESCE_S}, timeout_s=QUIESCE_S + 2
+                )
+                if answer.get("quiesced") is not True:
+                    raise InfrastructureError(f"runner {runner} did not put its disk down")
+            finally:
+                await end(record.process)
+            theirs = _disk_paths(self._directory(runner) / "qemu")["scratch"]
+            try:
+                theirs.rename(disk)
+                os.chown(disk, uid, uid, follow_symlinks=False)
+            except OSError as error:
+                raise InfrastructureError(f"its disk cannot be moved: {error.strerror}") from None
+
+    async def _take_scratch(
+        self, record: Record, spec: RunnerSpec, template: Template, disk: Path
+    ) -> float:
+        """Have the runner's BuildKit go on with that disk; returns the seconds that it took."""
+        own, started = self._directory(record.name) / "qemu", time.monotonic()
+        frozen = template.disks
+        async with monitor(own / "qmp.sock") as qemu:
+            await qemu.plug_disk(disk, frozen.scratch, frozen.scratch_format)
+        async with agent(own / "agent.sock") as guest:
+            asked = {"timeout_s": TAKE_S, "disk_bytes": spec.size.disk_bytes}
+            answer = await guest.call("take_scratch", asked, timeout_s=TAKE_S + 5)
+        if answer.get("taken") is not True:
+            raise InfrastructureError("the guest did not take the disk up")
+        return time.monotonic() - started
 
     async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
         """The steps of making a runner, in order. Each leaves something that `_unmake` removes."""

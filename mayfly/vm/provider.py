@@ -42,6 +42,8 @@ class Provider(Protocol):
         """Make the runner and return it ready: with an identity, its SSH server answering.
 
         The same name again returns the runner that exists. When it fails nothing of it is left.
+        With `spec.scratch_of` that runner is ended, and the new one goes on with its scratch disk,
+        grown to the new size; where that is impossible or unsafe, `cold` of the answer says why.
         Raises `InfrastructureError` (worth another try) or `MachineUnfit` (not on this machine).
         """
 

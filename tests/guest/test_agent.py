@@ -52,6 +52,7 @@ class Acts:
             rest=note("rest"),
             start_sshd=self.start_sshd,
             resize_filesystem=note("resize"),
+            run=note("run"),
             power_off=note("poweroff"),
         )
 

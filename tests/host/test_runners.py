@@ -309,3 +309,133 @@ async def test_an_adopted_runner_is_sampled_again(here: Here, tmp_path: Path) ->
     assert await after.usage("a-1", final=False) is not None
     await after.destroy("a-1")
     await here.destroy("a-1")
+
+
+# A runner that goes on with another's scratch disk.
+
+
+class Guest:
+    """The agent of a runner that is to let its disk go."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer, self.asked = answer, list[str]()
+        self.load = None
+        self.channel: Any = self
+
+    async def call(self, op: str, arguments: object = None, *, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(op)
+        if not self.answer:
+            raise InfrastructureError("the guest's agent did not answer")
+        return self.answer
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Guest]:
+    """Makes runner a-1, with that answer of its agent; ending its QEMU is noted."""
+    here.ended = []  # type: ignore[attr-defined]
+
+    async def note(process: ProcessId) -> None:
+        here.ended.append(process)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(module, "end", note)
+    monkeypatch.setattr(os, "chown", lambda *_, **__: None)
+    await here.create(spec("a-1"), TEMPLATE)
+    qemu = here._directory("a-1") / "qemu"
+    qemu.mkdir()
+    (qemu / "scratch.qcow2").write_text("finished steps")
+
+    async def folder(record: Record) -> None:
+        (here._directory(record.name) / "qemu").mkdir()
+
+    here.makes = folder
+
+    def put(answer: dict[str, Any]) -> Guest:
+        guest = Guest(answer)
+        _, task = here._samplers["a-1"]
+        here._samplers["a-1"] = guest, task  # type: ignore[assignment]
+        return guest
+
+    return put
+
+
+def takes(here: Here, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+    async def take(*_: object) -> float:
+        if error:
+            raise error
+        return 1.5
+
+    monkeypatch.setattr(here, "_take_scratch", take)
+
+
+NEXT = replace(spec("a-2"), scratch_of="a-1")
+
+
+async def test_the_next_runner_has_the_disk_of_the_one_before(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = first({"quiesced": True})
+    takes(here, monkeypatch)
+    made = await here.create(NEXT, TEMPLATE)
+    assert (made.cold, made.timings_s["scratch"]) == ("", 1.5)
+    assert guest.asked == ["quiesce"]
+    assert here.ended == [here.process]  # type: ignore[attr-defined]
+    moved = here._directory("a-2") / "qemu" / module.EARLIER
+    assert moved.read_text() == "finished steps"
+    assert not (here._directory("a-1") / "qemu/scratch.qcow2").exists()
+
+
+@pytest.mark.parametrize("answer", [{}, {"ok": True}], ids=["silent", "anothers answer"])
+async def test_a_disk_that_may_be_damaged_is_not_used(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]
+) -> None:
+    first(answer)
+    takes(here, monkeypatch)
+    made = await here.create(NEXT, TEMPLATE)
+    assert made.ready and made.cold and "scratch" not in made.timings_s
+    assert not (here._directory("a-2") / "qemu" / module.EARLIER).exists()
+    assert here.ended == [here.process]  # type: ignore[attr-defined]
+
+
+async def test_a_disk_of_another_template_is_not_used(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = first({"quiesced": True})
+    takes(here, monkeypatch)
+    made = await here.create(NEXT, type("T", (), {"key": "other"})())
+    assert "new golden image" in made.cold and guest.asked == []
+
+
+async def test_a_runner_that_has_ended_leaves_no_disk(here: Here) -> None:
+    made = await here.create(NEXT, TEMPLATE)
+    assert made.ready and made.cold == "runner a-1 had ended"
+
+
+async def test_what_does_not_take_the_disk_up_is_made_anew_without(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first({"quiesced": True})
+    takes(here, monkeypatch, InfrastructureError("BuildKit does not come up on it"))
+    unmade = list[str]()
+
+    async def note(runner: str) -> None:
+        unmade.append(runner)
+
+    here.unmakes = note
+    made = await here.create(NEXT, TEMPLATE)
+    assert made.ready and made.cold == "BuildKit does not come up on it"
+    assert unmade == ["a-2"]
+    assert not (here._directory("a-2") / "qemu" / module.EARLIER).exists()
+    assert read_record(here._directory("a-2")) == here._records["a-2"]
+
+
+async def test_a_runner_that_is_not_made_leaves_the_one_before_to_whoever_tries_again(
+    here: Here, first: Callable[..., Guest]
+) -> None:
+    first({"quiesced": True})
+    here.makes = fails
+    with pytest.raises(InfrastructureError, match="no"):
+        await here.create(NEXT, TEMPLATE)
+    assert [runner.name for runner in here.list()] == ["a-1"]

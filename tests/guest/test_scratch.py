@@ -1,0 +1,110 @@
+"""A scratch disk that changes hands: what is done in a guest, in which order, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mayfly.guest import agent, buildkit, scratch
+from mayfly.guest.agent import Agent
+from tests.guest.test_agent import Acts
+
+
+class System:
+    """Programs that are only noted; the one whose name is `fails` fails."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.ran: list[str] = []
+
+    def run(self, argv: Sequence[str], timeout_s: float) -> None:
+        self.ran.append(" ".join(argv))
+        if self.fails and self.fails in self.ran[-1]:
+            raise OSError(f"{self.fails} failed")
+
+    def thaw(self) -> None:
+        self.ran.append("thaw")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "sys/fs/cgroup/system.slice/buildkitd.service").mkdir(parents=True)
+    for name, serial in (("vda", "root"), ("vdb", "scratch"), ("vdc", "scratch2")):
+        (tmp_path / f"sys/block/{name}").mkdir(parents=True)
+        (tmp_path / f"sys/block/{name}/serial").write_text(serial)
+    return tmp_path
+
+
+def test_buildkit_stops_before_its_disk_is_unmounted() -> None:
+    system = System()
+    scratch.put_down(system.run, 5)
+    assert system.ran == ["systemctl stop buildkitd.service", "umount /scratch"]
+
+
+@pytest.mark.parametrize("fails", ["systemctl", "umount"])
+def test_a_disk_that_was_not_put_down_is_said_to_be_none(fails: str) -> None:
+    with pytest.raises(OSError, match=fails):
+        scratch.put_down(System(fails).run, 5)
+
+
+def test_buildkit_is_killed_and_starts_on_the_other_disk(root: Path) -> None:
+    system = System()
+    scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+    assert system.ran == [
+        "thaw",
+        "systemctl stop buildkitd.service",
+        "umount /scratch",
+        "mount -t ext4 -o noatime /dev/vdc /scratch",
+        "systemctl start buildkitd.service",
+    ]
+    kill = root / "sys/fs/cgroup/system.slice/buildkitd.service/cgroup.kill"
+    assert kill.read_text() == "1"
+
+
+@pytest.mark.parametrize("fails", ["umount", "mount -t", "systemctl start"])
+def test_what_does_not_come_up_is_an_error(root: Path, fails: str) -> None:
+    system = System(fails)
+    with pytest.raises(OSError, match=fails):
+        scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+
+
+def test_a_buildkit_that_does_not_listen_has_an_end(root: Path) -> None:
+    system = System()
+    with pytest.raises(OSError, match="does not come up"):
+        scratch.take_up(system.run, system.thaw, lambda: False, 0.1, root)
+
+
+def test_a_disk_that_does_not_come_has_an_end(root: Path) -> None:
+    (root / "sys/block/vdc/serial").write_text("another")
+    with pytest.raises(OSError, match="does not come"):
+        scratch.find(time.monotonic() + 0.1, root)
+
+
+def test_a_program_that_fails_is_quoted_and_one_that_hangs_ended() -> None:
+    with pytest.raises(OSError, match="no such thing"):
+        scratch.run(("sh", "-c", "echo no such thing; exit 3"), 5)
+    with pytest.raises(OSError, match="was not done within"):
+        scratch.run(("sleep", "9"), 0.1)
+
+
+def test_the_agent_grows_what_it_takes_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buildkit, "listens", lambda: True)
+    acts, asked = Acts(), {"id": 1, "op": "take_scratch", "timeout_s": 5, "disk_bytes": 1 << 33}
+    nobody = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
+    assert nobody and not nobody["ok"] and acts.done == []
+    (root / agent.IDENTIFIED).parent.mkdir(parents=True)
+    (root / agent.IDENTIFIED).touch()
+    answer = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
+    assert answer and answer["ok"] and answer["taken"] is True
+    assert acts.names()[0] == "rest" and acts.done[-1] == ("resize", ("/scratch", 1 << 33))
+
+
+def test_the_agent_says_what_it_put_down() -> None:
+    acts = Acts()
+    answer = Agent(acts.kernel()).handle(b'{"id": 1, "op": "quiesce", "timeout_s": 5}')
+    assert answer and answer["ok"] and answer["quiesced"] is True
+    assert acts.names() == ["run", "run"]
