@@ -59,6 +59,7 @@ RESTING = ("systemd-udevd.service", "systemd-journald.service", "buildkitd.servi
 OWN = "run/mayfly"
 IDENTIFIED = f"{OWN}/identified"
 MEMORY = "sys/devices/system/memory"
+CPUS = "sys/devices/system/cpu"
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
@@ -262,11 +263,11 @@ class Lines:
         self._skipping = False
 
 
-def set_cpus(online: int, root: Path = Path("/sys/devices/system/cpu")) -> None:
+def set_cpus(online: int, directory: Path) -> None:
     """Bring CPUs 1..online-1 up and the others down. CPU 0 and absent ones are left alone."""
-    for directory in sorted(root.glob("cpu[0-9]*"), key=lambda path: int(path.name[3:])):
-        switch = directory / "online"
-        wanted = "1" if int(directory.name[3:]) < online else "0"
+    for cpu in sorted(directory.glob("cpu[0-9]*"), key=lambda path: int(path.name[3:])):
+        switch = cpu / "online"
+        wanted = "1" if int(cpu.name[3:]) < online else "0"
         if switch.exists() and switch.read_text().strip() != wanted:
             switch.write_text(wanted)
 
@@ -363,7 +364,7 @@ class Agent:
         buildkit.answers(60)
         self._sshd = self._kernel.start_sshd()
         hold_memory(self._root)
-        set_cpus(online)
+        set_cpus(online, self._root / CPUS)
         self._sampler.rebase()
         os.sync()
         answer = {"boot_id": boot_id(self._root)}
@@ -415,7 +416,7 @@ class Agent:
         steps: tuple[Callable[[], None], ...] = (
             lambda: self._kernel.rest(False),
             lambda: write_file(self._root / "proc/self/oom_score_adj", "-1000"),
-            lambda: set_cpus(identity.cpus),
+            lambda: set_cpus(identity.cpus, self._root / CPUS),
             lambda: take_memory(self._root),
             lambda: self._kernel.resize_filesystem(SCRATCH, identity.disk_bytes),
         )
@@ -447,10 +448,11 @@ class Agent:
         """Have BuildKit go on with the disk that the host has plugged in, grown to this size."""
         timeout_s = _number(message, "timeout_s", 1, 60)
         disk_bytes = int(_number(message, "disk_bytes", 0, 2**60))
+        cpus = int(_number(message, "cpus", 1, 1024))
         if not self._identified:
             raise Refused("take_scratch: this guest has no identity")
-        start = time.monotonic()
-        scratch.take_up(
+        set_cpus(cpus, self._root / CPUS)
+        timings = scratch.take_up(
             self._kernel.run,
             lambda: self._kernel.rest(False),
             buildkit.listens,
@@ -459,7 +461,7 @@ class Agent:
         )
         self._kernel.resize_filesystem(SCRATCH, disk_bytes)
         self._sampler.rebase()
-        return {"taken": True, "seconds": round(time.monotonic() - start, 3)}
+        return {"taken": True, "timings_s": timings}
 
     def _poweroff(self, _: Message) -> Message:
         self._afterwards = self._kernel.power_off

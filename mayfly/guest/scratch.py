@@ -34,27 +34,42 @@ def take_up(
     thaw: Callable[[], None],
     listens: Callable[[], bool],
     timeout_s: float,
-    root: Path = Path("/"),
-) -> None:
-    """Have BuildKit, which may be frozen, run on the other disk; returns when it listens.
+    root: Path,
+) -> dict[str, float]:
+    """Have BuildKit, which may be frozen, run on the other disk; returns when it listens, with what
+    took how many seconds.
 
     What it has on its own disk is given up, and so nothing waits for it to stop. Raises OSError.
     """
-    until = time.monotonic() + timeout_s
+    began = last = time.monotonic()
+    until, timings = began + timeout_s, dict[str, float]()
+
+    def took(step: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        timings[step], last = round(now - last, 4), now
+
     (root / "sys/fs/cgroup/system.slice" / UNIT / "cgroup.kill").write_text("1")
     thaw()
     run(("systemctl", "stop", UNIT), timeout_s)
+    took("stop")
     run(("umount", MOUNT), timeout_s)
+    took("unmount")
     device = find(until, root)
+    took("disk")
     run(("mount", "-t", "ext4", "-o", "noatime", device, MOUNT), timeout_s)
+    took("mount")
     run(("systemctl", "start", UNIT), timeout_s)
+    took("start")
     while not listens():
         if time.monotonic() > until:
             raise OSError("BuildKit does not come up on it")
         time.sleep(0.05)
+    took("listen")
+    return timings
 
 
-def find(until: float, root: Path = Path("/")) -> str:
+def find(until: float, root: Path) -> str:
     """The device that is the other disk, once the kernel has it; udev need not have seen it.
 
     Raises OSError when it is not there at the monotonic time `until`.

@@ -22,6 +22,16 @@ async def exited(process: ProcessId) -> None:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
+    try:
+        await readable(fd)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended, so this does not wait
+
+
+async def readable(fd: int) -> None:
+    """Wait until there is something to read; of a process' descriptor, until it has ended."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -34,9 +44,6 @@ async def exited(process: ProcessId) -> None:
         await done
     finally:
         loop.remove_reader(fd)
-        os.close(fd)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended, so this does not wait
 
 
 async def end(process: ProcessId, *, timeout_s: float = 10) -> None:

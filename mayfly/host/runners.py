@@ -32,11 +32,11 @@ from mayfly.host import argv, network, scratch
 from mayfly.host.agent import Channel, agent
 from mayfly.host.cgroup import Groups, ceiling
 from mayfly.host.component import runner_disks
-from mayfly.host.deadline import LATE_S, boottime, guard
+from mayfly.host.deadline import LATE_S, boottime, guard, only_child
 from mayfly.host.fence import Surroundings
 from mayfly.host.machine import DEVICE, Machine
 from mayfly.host.monitor import Monitor, monitor
-from mayfly.host.process import Launch, close_folder, end, end_named, exited, folder_of
+from mayfly.host.process import Launch, close_folder, end, end_named, exited, folder_of, readable
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.relief import relief
 from mayfly.host.template import Template
@@ -68,6 +68,9 @@ EARLIER = "earlier.qcow2"
 
 QUIESCE_S = 10
 """Seconds in which a runner is to have put its scratch disk down (measured under TCG: 1.5)."""
+
+RELEASE_S = 5
+"""Seconds in which a QEMU that was killed is to be gone: its memory is given back first."""
 
 TAKE_S = 25
 """Seconds in which another is to have taken it up (BuildKit's start under TCG: 4)."""
@@ -375,12 +378,12 @@ class Runners:
             return replace(made, cold=str(error))
         kept_s = time.monotonic() - started
         try:
-            took = await self._take_scratch(made, spec, template, disk)
+            times = await self._take_scratch(made, spec, template, disk)
         except InfrastructureError as error:
             log.warning("scratch disk not taken up", runner=record.name, error=str(error))
             await self._unmake(record.name, made)
             return replace(await self._clone(record, spec, template), cold=str(error))
-        times = {"quiesce": round(kept_s, 4), "scratch": round(took, 4)}
+        times = {"quiesce": round(kept_s, 4), **times}
         log.info("goes on", runner=record.name, scratch_of=spec.scratch_of, **times)
         return replace(made, timings_s={**made.timings_s, **times})
 
@@ -405,7 +408,7 @@ class Runners:
                 if answer.get("quiesced") is not True:
                     raise InfrastructureError(f"runner {runner} did not put its disk down")
             finally:
-                await end(record.process)
+                await _end_with_child(record.process)
             theirs = _disk_paths(self._directory(runner) / "qemu")["scratch"]
             try:
                 theirs.rename(disk)
@@ -415,18 +418,20 @@ class Runners:
 
     async def _take_scratch(
         self, record: Record, spec: RunnerSpec, template: Template, disk: Path
-    ) -> float:
-        """Have the runner's BuildKit go on with that disk; returns the seconds that it took."""
+    ) -> dict[str, float]:
+        """Have the runner's BuildKit go on with that disk; returns what took how many seconds."""
         own, started = self._directory(record.name) / "qemu", time.monotonic()
         frozen = template.disks
         async with monitor(own / "qmp.sock") as qemu:
             await qemu.plug_disk(disk, frozen.scratch, frozen.scratch_format)
         async with agent(own / "agent.sock") as guest:
-            asked = {"timeout_s": TAKE_S, "disk_bytes": spec.size.disk_bytes}
+            size = spec.size
+            asked = {"timeout_s": TAKE_S, "disk_bytes": size.disk_bytes, "cpus": size.cpus}
             answer = await guest.call("take_scratch", asked, timeout_s=TAKE_S + 5)
         if answer.get("taken") is not True:
             raise InfrastructureError("the guest did not take the disk up")
-        return time.monotonic() - started
+        whole = round(time.monotonic() - started, 4)
+        return {"scratch": whole, **_guest_timings(answer)}
 
     async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
         """The steps of making a runner, in order. Each leaves something that `_unmake` removes."""
@@ -632,6 +637,21 @@ def _over(record: Record) -> Outcome | None:
     """Why a runner whose QEMU has ended by itself did, as far as its record tells."""
     over = record.ready and record.ends_at_s and boottime() >= record.ends_at_s - LATE_S
     return Outcome.BUDGET_EXCEEDED if over else None
+
+
+async def _end_with_child(process: ProcessId) -> None:
+    """End a VM; when this returns QEMU, its watchdog's child, has let go of its disks."""
+    qemu = only_child(process)
+    try:
+        await end(process)
+        if qemu is not None:
+            async with asyncio.timeout(RELEASE_S):
+                await readable(qemu)
+    except TimeoutError:
+        raise InfrastructureError(f"the QEMU of process {process.pid} does not end") from None
+    finally:
+        if qemu is not None:
+            os.close(qemu)
 
 
 def _disk_paths(directory: Path) -> dict[str, Path]:

@@ -244,7 +244,7 @@ def test_send_gives_up_on_a_host_that_does_not_read() -> None:
 
 
 def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
     acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
@@ -325,7 +325,7 @@ def test_a_malformed_identity_is_refused_by_name(root: Path, field: str, value: 
 def test_a_guest_settles_when_somebody_has_logged_in(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
     acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
@@ -349,7 +349,7 @@ def test_a_guest_settles_when_somebody_has_logged_in(
 def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
     monkeypatch.setattr(buildkit, "answers", lambda timeout_s: True)
     acts = Acts()
     agent.prepare(root, acts.kernel())
@@ -385,7 +385,7 @@ def test_power_off_comes_after_the_answer() -> None:
 
 
 def test_a_deadline_that_has_passed_powers_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda online: None)
+    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
     acts = Acts()
     agent.prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)

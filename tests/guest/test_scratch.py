@@ -94,17 +94,21 @@ def test_a_program_that_fails_is_quoted_and_one_that_hangs_ended() -> None:
 def test_the_agent_grows_what_it_takes_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buildkit, "listens", lambda: True)
     acts, asked = Acts(), {"id": 1, "op": "take_scratch", "timeout_s": 5, "disk_bytes": 1 << 33}
+    asked["cpus"] = 1
     nobody = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
     assert nobody and not nobody["ok"] and acts.done == []
     (root / agent.IDENTIFIED).parent.mkdir(parents=True)
     (root / agent.IDENTIFIED).touch()
+    (root / agent.CPUS / "cpu1").mkdir(parents=True)
+    (root / agent.CPUS / "cpu1/online").write_text("1")
     answer = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
     assert answer and answer["ok"] and answer["taken"] is True
+    assert (root / agent.CPUS / "cpu1/online").read_text() == "0"
     assert acts.names()[0] == "rest" and acts.done[-1] == ("resize", ("/scratch", 1 << 33))
 
 
-def test_the_agent_says_what_it_put_down() -> None:
+def test_the_agent_says_what_it_put_down(root: Path) -> None:
     acts = Acts()
-    answer = Agent(acts.kernel()).handle(b'{"id": 1, "op": "quiesce", "timeout_s": 5}')
+    answer = Agent(acts.kernel(), root).handle(b'{"id": 1, "op": "quiesce", "timeout_s": 5}')
     assert answer and answer["ok"] and answer["quiesced"] is True
     assert acts.names() == ["run", "run"]

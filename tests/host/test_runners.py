@@ -340,7 +340,7 @@ async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gu
     async def note(process: ProcessId) -> None:
         here.ended.append(process)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(module, "end", note)
+    monkeypatch.setattr(module, "_end_with_child", note)
     monkeypatch.setattr(os, "chown", lambda *_, **__: None)
     await here.create(spec("a-1"), TEMPLATE)
     qemu = here._directory("a-1") / "qemu"
@@ -362,10 +362,10 @@ async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gu
 
 
 def takes(here: Here, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
-    async def take(*_: object) -> float:
+    async def take(*_: object) -> dict[str, float]:
         if error:
             raise error
-        return 1.5
+        return {"scratch": 1.5}
 
     monkeypatch.setattr(here, "_take_scratch", take)
 
