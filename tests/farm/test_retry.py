@@ -61,6 +61,7 @@ def test_more_than_the_next_size_has_is_the_end_after_two(farm: Farm, folder: Pa
     status, row, said = build(farm, "retry-twice", folder, 3000)
     assert (status, row["outcome"]) == (5, "oom"), said
     assert [(a["size"], a["outcome"]) for a in row["attempts"]] == [("t1", "oom"), ("t2", "oom")]
+    assert "going on in t2" in said and "finished steps are lost" not in said
     last = said.splitlines()[-1]
     for words in ("want of memory", "dd if=/dev/zero", "2 attempts", "memory_gb = 4"):
         assert words in row["reason"] and words in last, said

@@ -193,6 +193,7 @@ async def test_a_build_that_is_killed_goes_on_in_the_next_size(tmp_path: Path) -
     async with farm(configuration(tmp_path), provider) as f:
         row = await asked(f)
         provider.show(row.runner, evidence=KILLED)
+        deadline = row.deadline
         f.clock.forward(20)
         told = ReportForm(outcome=Outcome.FAILED, attempt=1)
         verdict = await f.service.report(row.id, told)
@@ -202,7 +203,7 @@ async def test_a_build_that_is_killed_goes_on_in_the_next_size(tmp_path: Path) -
         row = await f.until(row.id, "ready")
         spec = provider.specs[row.runner]
         assert (row.runner, spec.scratch_of) == (f"{row.id}-2", f"{row.id}-1")
-        assert spec.budget_s == row.budget_s - 20
+        assert (spec.budget_s, row.deadline) == (row.budget_s - 20, deadline)
         await f.settled(lambda: ("destroy", f"{row.id}-1") in provider.calls)
         assert await f.service.report(row.id, told) == verdict
         done = await f.service.report(row.id, ReportForm(outcome=Outcome.SUCCEEDED, attempt=2))
