@@ -117,6 +117,10 @@ def _most(one: Point, other: Point) -> Point:
     return Point._make(max(pair) for pair in zip(one, other, strict=True))
 
 
+SOONEST_S = 0.001
+"""Samples that are closer together say nothing about speed."""
+
+
 class Fold:
     """Samples in, `usage`, `points` and `load` out; holds no more however many samples come.
 
@@ -137,10 +141,10 @@ class Fold:
         self.load: Load | None = None
 
     def add(self, sample: Sample) -> None:
-        """The next sample; one that is not later than the last is left out."""
+        """The next sample; one that is not later than the last by `SOONEST_S` is left out."""
         last = self._last or sample  # what the template has used is nobody's
         passed_s = sample.at_s - last.at_s
-        if self._last and passed_s <= 0:
+        if self._last and passed_s < SOONEST_S:
             return
         cpu_s = _grown(last.cpu_us, sample.cpu_us) / 1e6
         self._count_cpu(passed_s, min(cpu_s, passed_s * self._cpus))

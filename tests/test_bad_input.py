@@ -120,7 +120,7 @@ WORDS = [
     case("build", "--mayfly-spec", "empty", "web", status=3, says="empty: cannot be read: Is"),
     case("spec", "check", "nowhere", status=3, says="nowhere: cannot be read: No such file"),
     case("spec", "check", "empty", says="there is no .build-spec.ncl from empty up to"),
-    case("spec", "init", "web/Dockerfile", says="no spec was written: web/Dockerfile: Not a dir"),
+    case("spec", "init", "web/Dockerfile", says="no spec was written: web/Dockerfile/.build"),
     # A definition.
     case("bake", says="couldn't find a bake definition"),
     bake("target {", says="docker-bake.hcl:1"),

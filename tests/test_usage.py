@@ -14,6 +14,7 @@ from mayfly.usage import (
     MAX_NAME,
     MAX_POINTS,
     MAX_STEPS,
+    SOONEST_S,
     Evidence,
     Fold,
     Point,
@@ -77,7 +78,7 @@ def test_whatever_a_guest_tells_the_need_is_the_highest_and_cpu_is_what_there_is
     made, taken, last = Fold(CPUS), [], -1.0
     for each in told:
         made.add(each)
-        if each.at_s > last:
+        if each.at_s - last >= SOONEST_S:
             taken.append(each)
             last = each.at_s
     usage = made.evidence.usage

@@ -88,10 +88,14 @@ def _answer(question: Mapping[str, str], source: Source) -> dict[str, Any]:
         said = complaints.read().decode(errors="replace")
         if status == 0:
             return dict(json.load(out))
-    raise SchemaError(_ended(status, said), file=source.shown, expected="a spec that evaluates")
+    raise _ended(status, said, source)
 
 
-def _ended(status: int, said: str) -> str:
+def _ended(status: int, said: str, source: Source) -> SchemaError:
+    return SchemaError(_end(status, said), file=source.shown, expected="a spec that evaluates")
+
+
+def _end(status: int, said: str) -> str:
     if any(word in said for word in _MEMORY):
         return f"takes more than {confine.MEMORY_BYTES >> 20} MiB of memory to evaluate"
     if -status in _TIME:
@@ -111,7 +115,7 @@ def _fault(
     if not found.line and "fault" in alone:
         found = report.parse(alone["fault"], source)
     if any(word in found.headline for word in _MEMORY):
-        return SchemaError(_ended(0, found.headline), file=source.shown)
+        return _ended(0, found.headline, source)
     error = report.error(found, source, FIELDS)
     if not reads and found.headline.startswith("import of"):
         error.hint = "this kernel has no Landlock (Linux 5.13), without which nothing is imported"

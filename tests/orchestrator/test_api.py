@@ -84,7 +84,7 @@ async def test_asking_answers_what_the_interface_says(f: Farm) -> None:
         ({"ssh_public_key": KEY + "\n" + KEY}, 201, "", ""),
         ({"ref": "a\nb"}, 400, "usage", "ref:"),
         ({"ref": "a" * 256}, 400, "usage", "ref: String should have at most 255"),
-        ({"spec": {"cpu": 4, "cache_keys": ["a"], "memory_gb": None}}, 201, "", ""),
+        ({"spec": {"cpu": 2, "cache_keys": ["a"], "memory_gb": None}}, 201, "", ""),
         ({"spec": None}, 201, "", ""),
         ({"spec": {"cpu": "4"}}, 400, "usage", "spec.cpu: Input should be a valid integer"),
         ({"spec": {"cpu": True}}, 400, "usage", "spec.cpu: Input should be a valid integer"),
@@ -577,7 +577,7 @@ async def test_a_lease_has_the_budget_of_its_spec_as_far_as_that_is_allowed(
 
 
 async def test_a_spec_goes_through_the_client_and_the_row_unchanged(f: Farm) -> None:
-    spec = BuildSpec(cpu=3, memory_gb=1.5, cache_keys=("a", "b-c"), oom_retry=False)
+    spec = BuildSpec(cpu=2, memory_gb=1.5, cache_keys=("a", "b-c"), oom_retry=False)
     request = LeaseRequest("o/r", KEY, spec=spec, languages=("go", "rust"))
     asked = await f.api.ask(request, "k")
     assert f.ledger.get(asked["id"]).request == request

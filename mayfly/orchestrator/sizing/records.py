@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from mayfly.config import Metrics as Options
 from mayfly.errors import InfrastructureError, MayflyError
 from mayfly.ladder import Room
-from mayfly.model import GIB, History, Lease, LeaseRequest, Size, Usage
+from mayfly.model import GIB, Attempt, History, Lease, LeaseRequest, Size, Usage
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.sizing import explain
 from mayfly.orchestrator.sizing.decide import Decision, decide
@@ -131,14 +131,20 @@ class Records:
         self._wake.set()
 
     def closed(self, lease: Lease) -> None:
-        """Nothing of the lease is left but its row: its last attempt's record gets the outcome."""
+        """Nothing of the lease is left but its row: each attempt has a record, the last one the
+        build's outcome.
+        """
+        for row, over in attempts(lease):
+            self.finished(row, over.usage, grown_bytes=over.grown_bytes, started_at=_begun(row))
         if lease.runner in self._finished:
             late = {"outcome": lease.outcome, "timings_s": dict(lease.timings_s)}
             with _logged("a build's outcome is not kept"):
                 self._spool.put(lease.runner, {"build": lease.id, "attempt": lease.attempt, **late})
             self._wake.set()
         else:
-            self.finished(lease, lease.usage, grown_bytes=lease.grown_bytes)
+            self.finished(
+                lease, lease.usage, grown_bytes=lease.grown_bytes, started_at=_begun(lease)
+            )
         self._finished -= {f"{lease.id}-{number}" for number in range(1, lease.attempt + 1)}
         with _logged("a build's explanation stays on disk"):
             self._spool.forget(lease.id)
@@ -255,6 +261,26 @@ class Records:
         if (cost := self._prices.cost(lease.size, memory, vm_s)) is not None:
             record["cost"] = cost
         return record
+
+
+def attempts(lease: Lease) -> Iterator[tuple[Lease, Attempt]]:
+    """The attempts before the last, each with the lease as its row was at that attempt's end."""
+    for number, over in enumerate(lease.earlier):
+        row = replace(
+            lease,
+            attempt=number + 1,
+            size=over.size,
+            outcome=over.outcome,
+            ended_at=over.ended_at,
+            timings_s=over.timings_s,
+            earlier=lease.earlier[:number],
+        )
+        yield row, over
+
+
+def _begun(lease: Lease) -> datetime | None:
+    """When the attempt's VM was begun, if that is another moment than the lease's admission."""
+    return lease.earlier[-1].ended_at if lease.earlier else None
 
 
 @contextmanager
