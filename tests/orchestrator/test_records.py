@@ -12,8 +12,18 @@ from typing import Any
 import pytest
 
 from mayfly.errors import InfrastructureError, NotFound, TooBig, Unreachable
-from mayfly.model import GIB, MIB, BuildSpec, History, Lease, LeaseRequest, Outcome, Usage
-from mayfly.orchestrator import reconcile
+from mayfly.model import (
+    GIB,
+    MIB,
+    Attempt,
+    BuildSpec,
+    History,
+    Lease,
+    LeaseRequest,
+    Outcome,
+    Usage,
+)
+from mayfly.orchestrator import reconcile, states
 from mayfly.orchestrator.sizing import records as recording
 from mayfly.orchestrator.sizing.records import Prices
 from mayfly.store.metrics import MetricsStore
@@ -146,22 +156,28 @@ async def test_a_record_has_what_became_of_the_attempt(tmp_path: Path) -> None:
 
 async def test_each_attempt_has_a_record_and_costs_once(tmp_path: Path) -> None:
     async with farm(configuration(tmp_path), reconciling=False) as f:
-        lease_id, began_at = (await f.api.ask(REQUEST, ""))["id"], f.clock.now
+        lease_id = (await f.api.ask(REQUEST, ""))["id"]
+        f.ledger.change(lease_id, lambda row: states.admitted(row, f.clock.now))
         f.clock.forward(10)
-        killed = used(900 * MIB, oom_kills=1)
-        f.records.finished(f.ledger.get(lease_id), killed, started_at=began_at)
-        began_at = f.clock.now
-        second = f.ledger.change(lease_id, lambda row: replace(row, attempt=2, size=T2))
+        killed = Attempt(
+            T1, Outcome.OOM, "killed", f.clock.now, usage=used(900 * MIB, oom_kills=1),
+            timings_s={"queue": 0.0},
+        )  # fmt: skip
+        needed = used(1200 * MIB)
+        f.ledger.change(
+            lease_id, lambda row: replace(row, attempt=2, size=T2, earlier=(killed,), usage=needed)
+        )
         f.clock.forward(7)
-        f.records.finished(second, used(1200 * MIB), started_at=began_at)
-        f.clock.forward(1)
-        await f.api.report(lease_id, outcome=Outcome.FAILED)
+        await f.api.report(lease_id, outcome=Outcome.FAILED, attempt=2)
+        f.ledger.change(lease_id, states.closed)
         await f.settled(lambda: f.records._spool.count() == 0)
         told = (await f.api.why(lease_id))["attempts"]
         assert [(one["size"], one["vm_s"], one["outcome"]) for one in told] == [
-            ("t1", 10, None),
+            ("t1", 10, "oom"),
             ("t2", 7, "failed"),
         ]
+        history = (await f.records.decide(REQUEST)).history
+        assert history is not None and (history.builds, history.killed_bytes) == (2, GIB)
         text = (await f.http.get("/metrics", headers=ROOT)).text
         assert 'mayfly_vm_seconds_total{size="t1"} 10.0' in text
         assert 'mayfly_vm_seconds_total{size="t2"} 7.0' in text
