@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mayfly.flow import Request
 
 OWN = """\
-  --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: the smallest
+  --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: what its spec, its
+                           past or its language asks for (`mayfly size` says which, and why)
   --mayfly-no-grow         give the VM no more memory than its size has while it runs
   --mayfly-repo NAME       repo that images and cache belong to; default: CI_REPO, the path of
                            git's origin, or the directory's name
@@ -27,9 +28,9 @@ REST = """\
 Not possible here: --builder, --allow security.insecure, --allow network.host; --load needs
 a Docker daemon. Ctrl-C ends the build and its VM.
 
-Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 3 wrong build spec, 5 out of memory,
-6 disk full, 8 no room for too long, 9 built but not pushed, 10 denied, 20 infrastructure (try
-again), 130 Ctrl-C.
+Exit status: 0 succeeded, 1 the build failed, 2 wrong use, 3 wrong build spec, 4 no size fits,
+5 out of memory, 6 disk full, 7 time budget used up, 8 no room for too long, 9 built but not
+pushed, 10 denied, 20 infrastructure (try again), 130 Ctrl-C.
 `docs/reference.md` has all.
 """
 HELP = {
