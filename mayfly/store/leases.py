@@ -79,6 +79,15 @@ CREATE TABLE idempotency (
 ) STRICT;
 """
 
+_FROM_1 = """
+ALTER TABLE leases ADD COLUMN trusted INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE leases ADD COLUMN grown_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE leases ADD COLUMN usage TEXT;
+ALTER TABLE leases ADD COLUMN earlier TEXT NOT NULL DEFAULT '[]';
+UPDATE schema_version SET version = 2;
+"""
+"""What makes a file of version 1 one of version 2. Runners that live are leased as before."""
+
 _COLUMNS = (
     "id, request, size, desired, observed, operation, attempt, created_at, expires_at, budget_s,"
     " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s,"
@@ -210,7 +219,9 @@ class LeaseStore:
         found: int | str = "none"
         if "schema_version" in names:
             found = self._db.execute("SELECT version FROM schema_version").fetchone()["version"]
-        if found != SCHEMA_VERSION:
+        if found == 1:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} COMMIT;")
+        elif found != SCHEMA_VERSION:
             raise Conflict(
                 f"{self._path} has schema version {found}, this Mayfly speaks {SCHEMA_VERSION}",
                 hint="use the version that wrote it, or move the file away",

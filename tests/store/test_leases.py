@@ -117,6 +117,21 @@ def test_another_schema_version_is_refused_with_a_way_out(tmp_path: Path) -> Non
         LeaseStore(tmp_path / "db")
 
 
+def test_a_file_of_version_1_is_taken_over_with_its_leases(tmp_path: Path) -> None:
+    store = LeaseStore(tmp_path / "db")
+    kept = store.add(lease("kept"), key="", body_hash="h")
+    store.close()
+    with sqlite3.connect(tmp_path / "db") as db:
+        for column in ("trusted", "grown_bytes", "usage", "earlier"):
+            db.execute(f"ALTER TABLE leases DROP COLUMN {column}")
+        db.execute("UPDATE schema_version SET version = 1")
+    db.close()
+    for _ in range(2):  # and again, as what it is then
+        store = LeaseStore(tmp_path / "db")
+        assert store.get("kept") == kept
+        store.close()
+
+
 def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "db") as db:
         db.execute("CREATE TABLE theirs (x)")
