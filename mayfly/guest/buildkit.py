@@ -22,6 +22,8 @@ UID = 1000
 MAX_BUILDS = 4
 MAX_STEPS = 100
 MAX_NAME = 120
+MAX_ERRORS = 4
+MAX_ERROR = 300
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 
 
@@ -63,8 +65,9 @@ def buildctl(words: Iterable[str], timeout_s: float) -> bytes:
 
 def steps(
     timeout_s: float, ask: Callable[[Iterable[str], float], bytes] = buildctl
-) -> list[dict[str, Any]]:
-    """The steps of this runner's last builds, in order of start; the last 100 of them.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The steps of this runner's last builds, in order of start, the last 100 of them; and how its
+    last steps that failed did in BuildKit's words, of which the end is kept.
 
     A step that one build ran and another (after a lost connection) found CACHED is told once.
     `start_s` and `end_s` are Unix times by this machine's clock; a step that still runs has no end.
@@ -78,11 +81,14 @@ def steps(
             found += of_log(ask(("logs", "--progress", "rawjson", build), left)).items()
     ran = {digest for digest, step in found if not step["cached"]}
     told = [step for digest, step in found if not step["cached"] or digest not in ran]
-    return sorted(told, key=lambda step: float(step["start_s"]))[-MAX_STEPS:]
+    told.sort(key=lambda step: float(step["start_s"]))
+    errors = [error for step in told if (error := step.pop("error"))]
+    return told[-MAX_STEPS:], errors[-MAX_ERRORS:]
 
 
 def of_log(log: bytes) -> dict[str, dict[str, Any]]:
-    """The steps, by digest, in what BuildKit kept of a build: one SolveStatus a line."""
+    """The steps, by digest, in what BuildKit kept of a build: one SolveStatus a line. Each has its
+    `error` as well, empty where it did not fail."""
     found: dict[str, dict[str, Any]] = {}
     for line in log.splitlines():
         if b'"vertexes"' not in line:
@@ -97,6 +103,7 @@ def of_log(log: bytes) -> dict[str, dict[str, Any]]:
                         "end_s": _unix_s(vertex["completed"]) if vertex.get("completed") else None,
                         "cached": vertex.get("cached") is True,
                         "failed": bool(vertex.get("error")),
+                        "error": ascii(vertex.get("error") or "")[1:-1][-MAX_ERROR:],
                     }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue

@@ -14,6 +14,10 @@ from pathlib import Path
 
 UNIT = "buildkitd.service"
 MOUNT = "/scratch"
+RESET = "/scratch/buildkit"
+"""Where BuildKit puts a database aside that it cannot read, to begin an empty one (its
+util/db/boltutil/safe_open.go)."""
+
 SERIAL = "scratch2"
 """What the host calls a disk that was another runner's (virtio: 20 characters at most)."""
 
@@ -39,7 +43,8 @@ def take_up(
     """Have BuildKit, which may be frozen, run on the other disk; returns when it listens, with what
     took how many seconds.
 
-    What it has on its own disk is given up, and so nothing waits for it to stop. Raises OSError.
+    What it has on its own disk is given up, and so nothing waits for it to stop. Raises OSError,
+    also when BuildKit has begun its records of finished steps anew: nothing there is of use then.
     """
     began = last = time.monotonic()
     until, timings = began + timeout_s, dict[str, float]()
@@ -66,6 +71,8 @@ def take_up(
             raise OSError("BuildKit does not come up on it")
         time.sleep(0.05)
     took("listen")
+    if any((root / RESET.lstrip("/")).glob("cache.db.*.bak")):
+        raise OSError("BuildKit could not read what it had there")
     return timings
 
 

@@ -15,8 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.guest import agent, buildkit
-from mayfly.guest.agent import Agent, Kernel, Lines, Refused, Sshd
+from mayfly.guest import buildkit, framing, machine
+from mayfly.guest.agent import Agent
+from mayfly.guest.framing import Lines
+from mayfly.guest.identity import IDENTIFIED, prepare
+from mayfly.guest.kernel import Kernel, Sshd, says
+from mayfly.guest.message import Refused
 
 BOOT_ID = "5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f"
 KALLSYMS = """\
@@ -107,8 +111,8 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "proc/iomem").write_text(IOMEM)
     (tmp_path / "proc/self/oom_score_adj").write_text("0")
     for block, state in (("memory0", "online\n"), ("memory9", "offline\n")):
-        (tmp_path / agent.MEMORY / block).mkdir(parents=True)
-        (tmp_path / agent.MEMORY / block / "state").write_text(state)
+        (tmp_path / machine.MEMORY / block).mkdir(parents=True)
+        (tmp_path / machine.MEMORY / block / "state").write_text(state)
     return tmp_path
 
 
@@ -169,7 +173,7 @@ def served() -> Iterator[socket.socket]:
     host, guest = socket.socketpair()
     host.settimeout(10)
     thread = threading.Thread(
-        target=agent.serve, args=(Agent(Acts().kernel()), guest.fileno()), daemon=True
+        target=framing.serve, args=(Agent(Acts().kernel()), guest.fileno()), daemon=True
     )
     thread.start()
     try:
@@ -218,7 +222,9 @@ def test_a_host_may_come_back(tmp_path: Path) -> None:
         def handle(self, line: bytes | None) -> None:
             agent_seen.append(line)
 
-    threading.Thread(target=agent.serve, args=(Listening(Acts().kernel()), fd), daemon=True).start()
+    threading.Thread(
+        target=framing.serve, args=(Listening(Acts().kernel()), fd), daemon=True
+    ).start()
     for text in (b"half a li", b'\n{"id": 1}\n', b"\n{}\n"):
         with inward.open("wb", buffering=0) as writer:
             writer.write(text)
@@ -237,16 +243,16 @@ def test_send_gives_up_on_a_host_that_does_not_read() -> None:
     host, guest = socket.socketpair()
     with host, guest:
         guest.setblocking(False)
-        assert agent.send(guest.fileno(), b"z" * (1 << 22), timeout_s=0.2) is False
+        assert framing.send(guest.fileno(), b"z" * (1 << 22), timeout_s=0.2) is False
 
 
 # --- identity --------------------------------------------------------------------------------
 
 
 def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
+    monkeypatch.setattr(machine, "set_cpus", lambda *_: None)
     acts = Acts()
-    agent.prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     answer = guest.handle(json.dumps(identity()).encode())
     assert answer is not None and answer["ok"] is True, answer
@@ -270,7 +276,7 @@ def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_boot_id_is_where_the_kernel_says(root: Path) -> None:
-    assert agent.boot_id(root) == {"address": 0x2F400000 + 0xA1B20, "value": BOOT_ID}
+    assert machine.boot_id(root) == {"address": 0x2F400000 + 0xA1B20, "value": BOOT_ID}
 
 
 @pytest.mark.parametrize("name", ["__bss_start", "sysctl_bootid", "Kernel bss"])
@@ -278,13 +284,13 @@ def test_a_kernel_that_hides_its_boot_id_cannot_be_frozen(root: Path, name: str)
     for file in (root / "proc/kallsyms", root / "proc/iomem"):
         file.write_text(file.read_text().replace(name, "other"))
     with pytest.raises(Refused, match="boot id"):
-        agent.boot_id(root)
+        machine.boot_id(root)
 
 
 def test_prepare_twice_mounts_once(root: Path) -> None:
     acts = Acts()
-    agent.prepare(root, acts.kernel())
-    agent.prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
     assert acts.names() == ["mount"]
 
 
@@ -325,15 +331,15 @@ def test_a_malformed_identity_is_refused_by_name(root: Path, field: str, value: 
 def test_a_guest_settles_when_somebody_has_logged_in(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
+    monkeypatch.setattr(machine, "set_cpus", lambda *_: None)
     acts = Acts()
-    agent.prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity()).encode())
     guest.after_reply()
     threading.Event().wait(0.1)
     assert "resize" not in acts.names()
-    assert (root / agent.MEMORY / "memory9/state").read_text() == "offline\n"
+    assert (root / machine.MEMORY / "memory9/state").read_text() == "offline\n"
     acts.login()
     for _ in range(500):
         if "resize" in acts.names():
@@ -341,25 +347,25 @@ def test_a_guest_settles_when_somebody_has_logged_in(
         threading.Event().wait(0.01)
     else:
         pytest.fail("it did not settle")
-    assert (root / agent.MEMORY / "auto_online_blocks").read_text() == "online"
-    assert (root / agent.MEMORY / "memory9/state").read_text() == "online"
-    assert (root / agent.MEMORY / "memory0/state").read_text() == "online\n", "it was there"
+    assert (root / machine.MEMORY / "auto_online_blocks").read_text() == "online"
+    assert (root / machine.MEMORY / "memory9/state").read_text() == "online"
+    assert (root / machine.MEMORY / "memory0/state").read_text() == "online\n", "it was there"
 
 
 def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
+    monkeypatch.setattr(machine, "set_cpus", lambda *_: None)
     monkeypatch.setattr(buildkit, "answers", lambda timeout_s: True)
     acts = Acts()
-    agent.prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     freeze = {"id": 1, "op": "freeze", "online_cpus": 2, "registry_ca_pem": PEM.format("X")}
     answer = guest.handle(json.dumps(freeze).encode())
-    assert answer == {"id": 1, "ok": True, "boot_id": agent.boot_id(root)}
+    assert answer == {"id": 1, "ok": True, "boot_id": machine.boot_id(root)}
     assert (root / "run/mayfly/registry-ca.pem").read_text() == PEM.format("X")
     assert acts.names() == ["mount", "sshd", "rest"]
-    assert (root / agent.MEMORY / "auto_online_blocks").read_text() == "offline"
+    assert (root / machine.MEMORY / "auto_online_blocks").read_text() == "offline"
     guest.handle(json.dumps(identity()).encode())
     assert acts.names().count("sshd") == 1, "the server that waited got the keys"
     refused = guest.handle(json.dumps(freeze | {"registry_ca_pem": "x"}).encode())
@@ -368,7 +374,7 @@ def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
 
 def test_freeze_after_identity_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     acts = Acts()
-    agent.prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity()).encode())
     answer = guest.handle(b'{"id": 1, "op": "freeze", "online_cpus": 1}')
@@ -385,9 +391,9 @@ def test_power_off_comes_after_the_answer() -> None:
 
 
 def test_a_deadline_that_has_passed_powers_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "set_cpus", lambda *_: None)
+    monkeypatch.setattr(machine, "set_cpus", lambda *_: None)
     acts = Acts()
-    agent.prepare(root, acts.kernel())
+    prepare(root, acts.kernel())
     guest = Agent(acts.kernel(), root)
     guest.handle(json.dumps(identity(deadline_unix_s=0)).encode())
     guest.after_reply()
@@ -407,7 +413,7 @@ def test_cpus_are_switched_in_number_order(tmp_path: Path) -> None:
         if number:
             (tmp_path / f"cpu{number}/online").write_text("1\n")
     (tmp_path / "cpufreq").mkdir()
-    agent.set_cpus(3, tmp_path)
+    machine.set_cpus(3, tmp_path)
     states = [(tmp_path / f"cpu{n}/online").read_text().strip() for n in range(1, 12)]
     assert states == ["1", "1"] + ["0"] * 9
 
@@ -415,16 +421,16 @@ def test_cpus_are_switched_in_number_order(tmp_path: Path) -> None:
 def test_a_line_is_heard_whole_and_in_time() -> None:
     hear, said = os.pipe()
     os.write(said, b"listening\nlog")
-    assert agent.says(hear, b"listening", 1)
-    assert not agent.says(hear, b"login", 0.01)
+    assert says(hear, b"listening", 1)
+    assert not says(hear, b"login", 0.01)
     os.write(said, b"in\n")
-    assert not agent.says(hear, b"login", 1), "what came before is gone"
+    assert not says(hear, b"login", 1), "what came before is gone"
     os.close(said)
-    assert not agent.says(hear, b"login", 1)
+    assert not says(hear, b"login", 1)
 
 
 def test_an_agent_that_was_restarted_gives_no_second_identity(root: Path) -> None:
-    (root / agent.IDENTIFIED).touch()
+    (root / IDENTIFIED).touch()
     answer = Agent(Acts().kernel(), root).handle(json.dumps(identity()).encode())
     assert answer is not None and answer["ok"] is False
     assert "one already" in answer["error"]

@@ -52,7 +52,8 @@ def test_the_steps_of_all_builds_come_in_order_and_are_not_too_many() -> None:
         started = f"2026-11-24T18:00:0{second}Z"
         return log({"vertexes": [vertex(f"{build}{n}", started=started) for n in range(150)]})
 
-    found = buildkit.steps(5, ask)
+    found, errors = buildkit.steps(5, ask)
+    assert errors == []
     assert len(found) == buildkit.MAX_STEPS
     assert [step["start_s"] for step in found] == sorted(step["start_s"] for step in found)
     assert len(json.dumps(found)) < 64 * 1024
@@ -70,12 +71,25 @@ def test_a_step_that_a_second_build_found_cached_is_told_as_it_ran() -> None:
             {"vertexes": [again, only]}
         )
 
-    a, b = buildkit.steps(5, ask)
+    (a, b), _ = buildkit.steps(5, ask)
     assert (a["cached"], b["cached"]) == (False, True)
 
 
+def test_how_steps_failed_is_told_with_the_end_of_it() -> None:
+    ends = "2026-11-24T18:00:09Z"
+    failed = [vertex(f"{n}", completed=ends, error="x" * 2**17 + f"\n{n}") for n in range(9)]
+
+    def ask(words: Iterable[str], timeout_s: float) -> bytes:
+        return b"one\n" if "histories" in words else log({"vertexes": failed})
+
+    found, errors = buildkit.steps(5, ask)
+    assert len(found) == 9 and "error" not in found[0]
+    assert len(errors) == buildkit.MAX_ERRORS and errors[-1].endswith("x\\n8")
+    assert all(len(error) == buildkit.MAX_ERROR for error in errors)
+
+
 def test_a_build_that_buildkit_does_not_tell_of_has_no_steps() -> None:
-    assert buildkit.steps(5, lambda words, timeout_s: b"") == []
+    assert buildkit.steps(5, lambda words, timeout_s: b"") == ([], [])
 
 
 @given(st.binary(max_size=300))

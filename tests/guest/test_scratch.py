@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.guest import agent, buildkit, scratch
+from mayfly.guest import buildkit, machine, scratch
 from mayfly.guest.agent import Agent
+from mayfly.guest.identity import IDENTIFIED
 from tests.guest.test_agent import Acts
 
 
@@ -78,6 +79,17 @@ def test_a_buildkit_that_does_not_listen_has_an_end(root: Path) -> None:
         scratch.take_up(system.run, system.thaw, lambda: False, 0.1, root)
 
 
+def test_a_buildkit_that_has_put_its_records_aside_is_of_no_use(root: Path) -> None:
+    place = root / scratch.RESET.lstrip("/")
+    place.mkdir(parents=True)
+    (place / "history.db.x1.bak").touch()
+    system = System()
+    scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+    (place / "cache.db.x2.bak").touch()
+    with pytest.raises(OSError, match="could not read"):
+        scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+
+
 def test_a_disk_that_does_not_come_has_an_end(root: Path) -> None:
     (root / "sys/block/vdc/serial").write_text("another")
     with pytest.raises(OSError, match="does not come"):
@@ -97,13 +109,13 @@ def test_the_agent_grows_what_it_takes_up(root: Path, monkeypatch: pytest.Monkey
     asked["cpus"] = 1
     nobody = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
     assert nobody and not nobody["ok"] and acts.done == []
-    (root / agent.IDENTIFIED).parent.mkdir(parents=True)
-    (root / agent.IDENTIFIED).touch()
-    (root / agent.CPUS / "cpu1").mkdir(parents=True)
-    (root / agent.CPUS / "cpu1/online").write_text("1")
+    (root / IDENTIFIED).parent.mkdir(parents=True)
+    (root / IDENTIFIED).touch()
+    (root / machine.CPUS / "cpu1").mkdir(parents=True)
+    (root / machine.CPUS / "cpu1/online").write_text("1")
     answer = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
     assert answer and answer["ok"] and answer["taken"] is True
-    assert (root / agent.CPUS / "cpu1/online").read_text() == "0"
+    assert (root / machine.CPUS / "cpu1/online").read_text() == "0"
     assert acts.names()[0] == "rest" and acts.done[-1] == ("resize", ("/scratch", 1 << 33))
 
 

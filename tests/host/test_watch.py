@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mayfly.errors import InfrastructureError
 from mayfly.guest.agent import Agent
-from mayfly.guest.agent import serve as serve_agent
+from mayfly.guest.framing import serve as serve_agent
 from mayfly.guest.sample import Sampler
 from mayfly.host import watch as module
 from mayfly.host.agent import Channel
