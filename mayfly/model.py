@@ -264,7 +264,8 @@ class Lease:
 class RunnerSpec:
     """What a provider needs to make one runner. `budget_s` is counted from readiness.
 
-    `scratch_of` names the runner whose scratch disk it is to go on with; that one ends thereby.
+    `scratch_of` names the runner whose scratch disk it is to go on with; that one ends thereby,
+    also where `spoiled` says why its disk is not to be used.
     """
 
     runner: str
@@ -272,6 +273,7 @@ class RunnerSpec:
     authorized_key: str
     budget_s: float
     scratch_of: str = ""
+    spoiled: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,11 @@ from pathlib import Path
 from mayfly.model import Outcome, Runner
 from mayfly.pid import ProcessId
 
+FIRST_UID = 61000
+SLOTS = 180
+"""VMs run under the uids from `FIRST_UID` on, one each: 60706-61183 is the range that systemd's
+list of reserved ranges (UIDS-GIDS.md) leaves unused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -32,6 +37,11 @@ class Record:
     cpus: int = 1
     memory_bytes: int = 0
     cold: str = ""
+
+    @property
+    def uid(self) -> int:
+        """Whom the VM's processes run as."""
+        return FIRST_UID + self.slot
 
     @property
     def alive(self) -> bool:

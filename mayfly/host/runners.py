@@ -8,72 +8,36 @@ not care how far `create` had come.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import os
 import re
-import secrets
 import shutil
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, NotFound, UsageError
-from mayfly.host import argv, network, scratch
-from mayfly.host.agent import Channel, agent
+from mayfly.host import argv, handover, network
 from mayfly.host.cgroup import Groups, ceiling
-from mayfly.host.component import runner_disks
-from mayfly.host.deadline import LATE_S, boottime, guard, only_child
-from mayfly.host.fence import Surroundings
-from mayfly.host.machine import DEVICE, Machine
+from mayfly.host.clone import START_S, Cloner, disk_paths
+from mayfly.host.deadline import LATE_S, boottime, guard
+from mayfly.host.machine import Machine
 from mayfly.host.monitor import Monitor, monitor
-from mayfly.host.process import Launch, close_folder, end, end_named, exited, folder_of, readable
-from mayfly.host.record import Record, read_record, write_record
+from mayfly.host.process import Launch, end, end_named, exited
+from mayfly.host.record import SLOTS, Record, read_record, write_record
 from mayfly.host.relief import relief
+from mayfly.host.sampling import Sampling
 from mayfly.host.template import Template
-from mayfly.host.watch import Watch
-from mayfly.model import MIB, Load, Outcome, Runner, RunnerSpec
+from mayfly.model import Outcome, Runner, RunnerSpec
 from mayfly.pid import ProcessId
 from mayfly.usage import Evidence
 
 log = structlog.get_logger("host")
-
-FIRST_UID = 61000
-SLOTS = 180
-"""VMs run under the uids from `FIRST_UID` on, one each: 60706-61183 is the range that systemd's
-list of reserved ranges (UIDS-GIDS.md) leaves unused."""
-
-START_S = 60
-"""How long making a runner may take. `timeout` counts from QEMU's start, a budget from readiness:
-that much later it ends what nobody has ended, above all a runner that never became ready."""
-
-DEADLINE_SLACK_S = 3
-"""The guest counts from its identity, a moment before the lease is ready: it is not to be early."""
-
-DISK_SLACK_BYTES = 64 * MIB
-"""How much larger than its rung's disk a VM's file may become: qcow2's own tables take 10 bytes of
-64 KiB, and root's overlay is smaller than any rung."""
-
-EARLIER = "earlier.qcow2"
-"""A VM's disk that was another's scratch disk."""
-
-QUIESCE_S = 10
-"""Seconds in which a runner is to have put its scratch disk down (measured under TCG: 1.5)."""
-
-RELEASE_S = 5
-"""Seconds in which a QEMU that was killed is to be gone: its memory is given back first."""
-
-TAKE_S = 25
-"""Seconds in which another is to have taken it up (BuildKit's start under TCG: 4)."""
 
 TEMPLATE = "mayfly/template"
 """What QEMU is called while it boots a template (`argv.template`)."""
@@ -95,8 +59,11 @@ class Runners:
         self._making: dict[str, asyncio.Task[Record]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._launches: dict[str, Launch] = {}
-        self._samplers: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
+        self._sampling = Sampling(machine.memory_bytes)
         self._groups = groups
+        self._cloner = Cloner(
+            config, groups, self.fence, keep=self._keep, launched=self._launches.__setitem__
+        )
         # A clone that wakes keeps a core busy; more of them at once only make each other late.
         self._turns = asyncio.Semaphore(machine.cores)
 
@@ -107,7 +74,7 @@ class Runners:
             replace(
                 record.runner(now),
                 disk_used_bytes=self._disk_used_bytes(record.name),
-                load=self._load(record.name),
+                load=self._sampling.load(record.name),
             )
             for record in self._records.values()
         )
@@ -117,7 +84,7 @@ class Runners:
         folder is its uid's, so names in it are looked at and not followed."""
         used = 0
         own = self._directory(runner) / "qemu"
-        for path in (*_disk_paths(own).values(), own / EARLIER):
+        for path in (*disk_paths(own).values(), own / handover.EARLIER):
             with contextlib.suppress(OSError):
                 used += path.lstat().st_blocks * 512
         return used
@@ -141,7 +108,7 @@ class Runners:
                 if record.alive:
                     self._guard(record)
                     self._watch(record)
-                    self._sample(record)
+                    self._sampling.start(record, self._directory(record.name))
                     log.info("runner adopted", runner=record.name)
                 continue
             try:
@@ -194,7 +161,7 @@ class Runners:
             self._keep(record)
             self._guard(record)
             self._watch(record)
-            self._sample(record)
+            self._sampling.start(record, self._directory(record.name))
             return record.runner(boottime())
 
     def _guard(self, record: Record) -> None:
@@ -234,10 +201,10 @@ class Runners:
                 watch.cancel()
             record = self._records.get(runner)
             if record is not None or self._directory(runner).exists():
-                await self._stop_sampling(runner)
+                await self._sampling.stop(runner)
                 await self._unmake(runner, record)
                 self._records.pop(runner, None)
-                self._samplers.pop(runner, None)
+                self._sampling.forget(runner)
                 log.info("runner destroyed", runner=runner)
 
     async def grow(self, runner: str, memory_bytes: int) -> None:
@@ -257,45 +224,6 @@ class Runners:
                 await qemu.plug_memory(wanted - await qemu.memory_bytes())
             self._keep(replace(record, memory_bytes=max(wanted, record.memory_bytes)))
             log.info("runner grown", runner=runner, memory_bytes=wanted)
-
-    def _sample(self, record: Record) -> None:
-        """Take samples of the runner from now on."""
-        directory = self._directory(record.name)
-        watch = Watch(
-            record.name,
-            Channel(directory / "qemu/agent.sock"),
-            directory,
-            cpus=record.cpus,
-            memory_limit_bytes=self._machine.memory_bytes,
-            age_s=lambda: max(0.0, boottime() - record.ready_at_s),
-        )
-        self._samplers[record.name] = watch, asyncio.create_task(watch.run())
-
-    async def _stop_sampling(self, runner: str) -> None:
-        """Silently when that was done; what was seen is kept until the runner is destroyed."""
-        if runner in self._samplers:
-            watch, task = self._samplers[runner]
-            task.cancel()
-            await watch.channel.close()
-
-    def _load(self, runner: str) -> Load | None:
-        return self._samplers[runner][0].load if runner in self._samplers else None
-
-    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
-        """What the runner has used, this moment included; None when there is no such runner.
-
-        `final`: BuildKit's own record of the steps as well, which takes some seconds.
-        """
-        if runner not in self._samplers:
-            return None
-        watch, task = self._samplers[runner]
-        if not task.done():
-            if final:
-                await watch.finish()
-            else:
-                with contextlib.suppress(InfrastructureError):
-                    await watch.look()
-        return watch.evidence
 
     async def dial(self, runner: str) -> socket.socket:
         """A socket connected to the runner's SSH server. Raises `NotFound` when it is gone."""
@@ -357,193 +285,37 @@ class Runners:
             return await self._clone(record, spec, template)
 
     async def _go_on(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
-        """A clone that has the scratch disk of another runner, which ends; made while that stops.
+        """A clone that has the scratch disk of another runner, which ends, where that can be."""
+        own = self._directory(record.name) / "qemu"
+        disk = own / handover.EARLIER
+        return await handover.go_on(
+            clone=lambda: self._clone(record, spec, template),
+            unmake=lambda made: self._unmake(record.name, made),
+            let_go=lambda: self._let_go(spec, template, disk, record.uid),
+            take_up=lambda _: handover.take_up(own, spec, template, disk),
+        )
 
-        Where the disk cannot be had, or may be damaged, it is a clone like any other, and its
-        record says why.
+    async def _let_go(self, spec: RunnerSpec, template: Template, disk: Path, uid: int) -> None:
+        """End the runner whose scratch disk another is to have, and make it that one's `disk`.
+
+        Raises `InfrastructureError` as `handover.let_go` does.
         """
-        disk = self._directory(record.name) / "qemu" / EARLIER
-        uid, started = FIRST_UID + record.slot, time.monotonic()
-        letting_go = asyncio.create_task(self._let_go(spec.scratch_of, template, disk, uid))
-        try:
-            made = await self._clone(record, spec, template)
-            await asyncio.wait({letting_go})
-        finally:
-            letting_go.cancel()
-            await asyncio.gather(letting_go, return_exceptions=True)
-        if (error := letting_go.exception()) is not None:
-            if not isinstance(error, InfrastructureError):
-                raise error
-            log.warning("scratch disk not kept", runner=record.name, error=str(error))
-            return replace(made, cold=str(error))
-        kept_s = time.monotonic() - started
-        try:
-            times = await self._take_scratch(made, spec, template, disk)
-        except InfrastructureError as error:
-            log.warning("scratch disk not taken up", runner=record.name, error=str(error))
-            await self._unmake(record.name, made)
-            return replace(await self._clone(record, spec, template), cold=str(error))
-        times = {"quiesce": round(kept_s, 4), **times}
-        log.info("goes on", runner=record.name, scratch_of=spec.scratch_of, **times)
-        return replace(made, timings_s={**made.timings_s, **times})
-
-    async def _let_go(self, runner: str, template: Template, disk: Path, uid: int) -> None:
-        """Have a runner put its scratch disk down, end it, and make the disk `uid`'s, as `disk`.
-
-        Raises `InfrastructureError` when there is no such disk, or it is not known to be sound. The
-        runner's VM has ended even so; the rest of it goes when it is destroyed.
-        """
+        runner = spec.scratch_of
         async with self._lock(runner):
             record = self._records.get(runner)
-            if record is None or not record.alive or record.process is None:
+            if record is None or not record.alive:
                 raise InfrastructureError(f"runner {runner} had ended")
-            try:
-                if record.template != template.key:
-                    raise InfrastructureError("there is a new golden image")
-                watch, task = self._samplers[runner]
-                task.cancel()
-                answer = await watch.channel.call(
-                    "quiesce", {"timeout_s": QUIESCE_S}, timeout_s=QUIESCE_S + 2
-                )
-                if answer.get("quiesced") is not True:
-                    raise InfrastructureError(f"runner {runner} did not put its disk down")
-            finally:
-                await _end_with_child(record.process)
-            theirs = _disk_paths(self._directory(runner) / "qemu")["scratch"]
-            try:
-                theirs.rename(disk)
-                os.chown(disk, uid, uid, follow_symlinks=False)
-            except OSError as error:
-                raise InfrastructureError(f"its disk cannot be moved: {error.strerror}") from None
-
-    async def _take_scratch(
-        self, record: Record, spec: RunnerSpec, template: Template, disk: Path
-    ) -> dict[str, float]:
-        """Have the runner's BuildKit go on with that disk; returns what took how many seconds."""
-        own, started = self._directory(record.name) / "qemu", time.monotonic()
-        frozen = template.disks
-        async with monitor(own / "qmp.sock") as qemu:
-            await qemu.plug_disk(disk, frozen.scratch, frozen.scratch_format)
-        async with agent(own / "agent.sock") as guest:
-            size = spec.size
-            asked = {"timeout_s": TAKE_S, "disk_bytes": size.disk_bytes, "cpus": size.cpus}
-            answer = await guest.call("take_scratch", asked, timeout_s=TAKE_S + 5)
-        if answer.get("taken") is not True:
-            raise InfrastructureError("the guest did not take the disk up")
-        whole = round(time.monotonic() - started, 4)
-        return {"scratch": whole, **_guest_timings(answer)}
+            channel = self._sampling.pause(runner)
+            theirs = await handover.let_go(record, channel, self._directory(runner), spec, template)
+            handover.move(theirs, disk, uid)
 
     async def _clone(self, record: Record, spec: RunnerSpec, template: Template) -> Record:
-        """The steps of making a runner, in order. Each leaves something that `_unmake` removes."""
-        phase = _Phases()
-        directory = self._directory(record.name)
-        directory.mkdir(parents=True)
-        own = directory / "qemu"
-        link, uid = network.link(self._config, record.slot), FIRST_UID + record.slot
-        folder_of(uid, own)
-        self._keep(record)
-        around = await network.surroundings(self._config)
-        await self.fence.follow(around)
+        """The VM itself. Each step of it leaves something that `_unmake` removes."""
+        return await self._cloner.clone(self._directory(record.name), record, spec, template)
 
-        with phase("prepare"):
-            launch = self._launch(record.name, spec, template, own, link, uid)
-            record = replace(record, process=launch.process)
-            self._keep(record)
-            disks, _ = await asyncio.gather(
-                self._disks(template, own),
-                network.make_namespace(self._config, link, around),
-            )
-            for path in (disks.root, disks.scratch):
-                os.chown(path, uid, uid)
-
-        with phase("qemu"):
-            await launch.go(own / "qmp.sock")
-            close_folder(own, uid)  # nor does whoever breaks out into QEMU make files there
-            async with monitor(own / "qmp.sock") as qemu:
-                with phase("restore"):
-                    await qemu.load(template.state)
-                with phase("memory"):
-                    boot = template.shape.hardware.boot_memory_bytes
-                    await qemu.plug_memory(spec.size.memory_bytes - boot)
-                async with agent(own / "agent.sock") as guest:
-                    await qemu.resume()
-                    with phase("identity"):
-                        identity, public = self._identity(spec, around)
-                        answer = await guest.call("identity", identity, timeout_s=START_S)
-        log.info("runner ready", runner=record.name, size=str(spec.size), phases=phase.seconds)
-        timings = {**phase.seconds, **_guest_timings(answer)}
-        now = boottime()
-        return replace(
-            record,
-            ready=True,
-            ready_at_s=now,
-            ends_at_s=now + spec.budget_s + LATE_S,
-            ssh_host_key=public,
-            timings_s=timings,
-        )
-
-    async def _disks(self, template: Template, directory: Path) -> argv.Disks:
-        """One overlay for each disk of the component; all of them go with the directory."""
-        frozen = template.disks
-        backing = {
-            "overlay": (frozen.root, frozen.root_format),
-            "scratch": (frozen.scratch, frozen.scratch_format),
-        }
-        made = _disk_paths(directory)
-        await asyncio.gather(
-            *(scratch.overlay(path, *backing[kind]) for kind, path in made.items())
-        )
-        return _overlays(directory)
-
-    def _launch(
-        self,
-        name: str,
-        spec: RunnerSpec,
-        template: Template,
-        directory: Path,
-        link: network.Link,
-        uid: int,
-    ) -> Launch:
-        """Start what becomes QEMU, so that it is in its control groups by the time it is needed."""
-        kvm = template.shape.hardware.accelerator == "kvm"
-        command = argv.confined(
-            argv.clone(
-                self._config.vm.qemu,
-                template.shape.hardware,
-                spec.runner,
-                ram=template.ram,
-                disks=_overlays(directory),
-                boot=template.boot,
-                directory=directory,
-                ssh_port=network.SSH_PORT,
-            ),
-            namespace=link.path,
-            uid=uid,
-            groups=[DEVICE.stat().st_gid] if kvm else [],
-            lifetime_s=spec.budget_s + START_S + LATE_S,
-            file_bytes=spec.size.disk_bytes + DISK_SLACK_BYTES,
-            cgroups=self._groups.make(name, ceiling(spec.size.cpus, spec.size.memory_bytes)),
-            nice="cpu" in self._groups.tree.missing,
-        )
-        self._launches[name] = Launch(command)
-        return self._launches[name]
-
-    def _identity(self, spec: RunnerSpec, around: Surroundings) -> tuple[dict[str, Any], str]:
-        """What makes a clone somebody, and the public half of its SSH host key."""
-        private, public = ssh_key_pair()
-        now_ns = time.time_ns()
-        return {
-            "entropy_b64": base64.b64encode(secrets.token_bytes(256)).decode(),
-            "machine_id": secrets.token_hex(16),
-            "hostname": f"mayfly-{spec.runner}",
-            "ssh_host_key": private,
-            "authorized_key": spec.authorized_key,
-            "resolvers": list(around.resolvers),
-            "cpus": spec.size.cpus,
-            "disk_bytes": spec.size.disk_bytes,
-            "deadline_unix_s": now_ns / 1e9 + spec.budget_s + DEADLINE_SLACK_S,
-            "unix_time_ns": now_ns,
-        }, public
+    async def usage(self, runner: str, *, final: bool) -> Evidence | None:
+        """As `Sampling.usage`."""
+        return await self._sampling.usage(runner, final=final)
 
     def _watch(self, record: Record) -> None:
         async def watch(process: ProcessId) -> None:
@@ -603,7 +375,7 @@ class Runners:
         return None
 
     async def _conclude(self, record: Record, outcome: Outcome) -> None:
-        await self._stop_sampling(record.name)
+        await self._sampling.stop(record.name)
         await self._unmake(record.name, record)
         self._directory(record.name).mkdir(exist_ok=True)
         self._keep(replace(record, ready=False, process=None, ended=outcome))
@@ -639,76 +411,10 @@ def _over(record: Record) -> Outcome | None:
     return Outcome.BUDGET_EXCEEDED if over else None
 
 
-async def _end_with_child(process: ProcessId) -> None:
-    """End a VM; when this returns QEMU, its watchdog's child, has let go of its disks."""
-    qemu = only_child(process)
-    try:
-        await end(process)
-        if qemu is not None:
-            async with asyncio.timeout(RELEASE_S):
-                await readable(qemu)
-    except TimeoutError:
-        raise InfrastructureError(f"the QEMU of process {process.pid} does not end") from None
-    finally:
-        if qemu is not None:
-            os.close(qemu)
-
-
-def _disk_paths(directory: Path) -> dict[str, Path]:
-    """Where a VM's disks are, by the component's kinds of disk."""
-    return {disk.kind: directory / f"{disk.label}.qcow2" for disk in runner_disks().values()}
-
-
-def _overlays(directory: Path) -> argv.Disks:
-    made = _disk_paths(directory)
-    return argv.Disks(made["overlay"], "qcow2", made["scratch"], "qcow2")
-
-
 def _cancelled() -> bool:
     """Whether the task that asks is itself being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-class _Phases:
-    """Seconds of each named phase; phases may nest."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 4)
-
-
-def _guest_timings(answer: dict[str, Any]) -> dict[str, float]:
-    """The guest's own times for its identity, where they are names and sensible numbers."""
-    timings = answer.get("timings_s")
-    if not isinstance(timings, dict):
-        return {}
-    return {
-        f"guest.{name}": round(float(value), 4)
-        for name, value in list(timings.items())[:16]
-        if re.fullmatch(r"[a-z_]{1,20}", name)
-        and isinstance(value, int | float)
-        and 0 <= value < 1e6
-    }
-
-
-def ssh_key_pair() -> tuple[str, str]:
-    """A new ed25519 key: the private half as OpenSSH PEM, the public one as a line."""
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    return private.decode(), public.decode()
 
 
 async def teardown(config: Config) -> None:

@@ -99,6 +99,7 @@ def spec_to_json(spec: RunnerSpec) -> Message:
         "authorized_key": spec.authorized_key,
         "budget_s": spec.budget_s,
         "scratch_of": spec.scratch_of,
+        "spoiled": spec.spoiled,
         "size": {
             "name": size.name,
             "cpus": size.cpus,
@@ -115,6 +116,7 @@ def spec_from_json(data: Mapping[str, Any]) -> RunnerSpec:
         authorized_key=str(data["authorized_key"]),
         budget_s=float(data["budget_s"]),
         scratch_of=str(data["scratch_of"]),
+        spoiled=str(data["spoiled"]),
         size=Size(
             name=str(size["name"]),
             cpus=int(size["cpus"]),

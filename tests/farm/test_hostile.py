@@ -21,9 +21,9 @@ from mayfly import golden, stack
 from mayfly.build import ssh
 from mayfly.host import network
 from mayfly.host.cgroup import Groups, ceiling
+from mayfly.host.clone import DISK_SLACK_BYTES
 from mayfly.host.deadline import boottime
 from mayfly.host.record import Record, read_record
-from mayfly.host.runners import DISK_SLACK_BYTES
 from mayfly.model import GIB, MIB, RunnerSpec
 from mayfly.pid import ProcessId
 from mayfly.vm.client import ControlClient

@@ -19,8 +19,10 @@ import structlog
 
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, NotFound, UsageError
+from mayfly.host import handover
 from mayfly.host import runners as module
 from mayfly.host.cgroup import Groups, Tree
+from mayfly.host.clone import guest_timings
 from mayfly.host.machine import Machine
 from mayfly.host.record import Record, read_record, write_record
 from mayfly.host.runners import Runners
@@ -187,9 +189,9 @@ def test_a_record_that_is_none(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_a_guests_times_are_numbers_or_nothing(timings: Any) -> None:
-    assert module._guest_timings({"timings_s": timings}) == {}
+    assert guest_timings({"timings_s": timings}) == {}
     more = {"timings_s": {f"k{'a' * n}": 0.5 for n in range(99)}}
-    assert 0 < len(module._guest_timings(more)) <= 16
+    assert 0 < len(guest_timings(more)) <= 16
 
 
 def test_a_record_of_another_vm_is_none(tmp_path: Path) -> None:
@@ -340,7 +342,7 @@ async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gu
     async def note(process: ProcessId) -> None:
         here.ended.append(process)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(module, "_end_with_child", note)
+    monkeypatch.setattr(handover, "end_with_child", note)
     monkeypatch.setattr(os, "chown", lambda *_, **__: None)
     await here.create(spec("a-1"), TEMPLATE)
     qemu = here._directory("a-1") / "qemu"
@@ -354,8 +356,8 @@ async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gu
 
     def put(answer: dict[str, Any]) -> Guest:
         guest = Guest(answer)
-        _, task = here._samplers["a-1"]
-        here._samplers["a-1"] = guest, task  # type: ignore[assignment]
+        _, task = here._sampling._running["a-1"]
+        here._sampling._running["a-1"] = guest, task  # type: ignore[assignment]
         return guest
 
     return put
@@ -367,7 +369,7 @@ def takes(here: Here, monkeypatch: pytest.MonkeyPatch, error: Exception | None =
             raise error
         return {"scratch": 1.5}
 
-    monkeypatch.setattr(here, "_take_scratch", take)
+    monkeypatch.setattr(handover, "take_up", take)
 
 
 NEXT = replace(spec("a-2"), scratch_of="a-1")
@@ -382,7 +384,7 @@ async def test_the_next_runner_has_the_disk_of_the_one_before(
     assert (made.cold, made.timings_s["scratch"]) == ("", 1.5)
     assert guest.asked == ["quiesce"]
     assert here.ended == [here.process]  # type: ignore[attr-defined]
-    moved = here._directory("a-2") / "qemu" / module.EARLIER
+    moved = here._directory("a-2") / "qemu" / handover.EARLIER
     assert moved.read_text() == "finished steps"
     assert not (here._directory("a-1") / "qemu/scratch.qcow2").exists()
 
@@ -395,7 +397,7 @@ async def test_a_disk_that_may_be_damaged_is_not_used(
     takes(here, monkeypatch)
     made = await here.create(NEXT, TEMPLATE)
     assert made.ready and made.cold and "scratch" not in made.timings_s
-    assert not (here._directory("a-2") / "qemu" / module.EARLIER).exists()
+    assert not (here._directory("a-2") / "qemu" / handover.EARLIER).exists()
     assert here.ended == [here.process]  # type: ignore[attr-defined]
 
 
@@ -406,6 +408,30 @@ async def test_a_disk_of_another_template_is_not_used(
     takes(here, monkeypatch)
     made = await here.create(NEXT, type("T", (), {"key": "other"})())
     assert "new golden image" in made.cold and guest.asked == []
+
+
+async def test_a_disk_that_is_known_to_be_damaged_is_not_even_put_down(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = first({"quiesced": True})
+    takes(here, monkeypatch)
+    made = await here.create(replace(NEXT, spoiled="it has holes"), TEMPLATE)
+    assert (made.cold, guest.asked) == ("it has holes", [])
+    assert here.ended == [here.process]  # type: ignore[attr-defined]
+
+
+async def test_a_disk_goes_on_to_a_third(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first({"quiesced": True})
+    takes(here, monkeypatch)
+    await here.create(NEXT, TEMPLATE)
+    _, task = here._sampling._running["a-2"]
+    here._sampling._running["a-2"] = Guest({"quiesced": True}), task  # type: ignore[assignment]
+    made = await here.create(replace(spec("a-3"), scratch_of="a-2"), TEMPLATE)
+    assert made.cold == ""
+    moved = here._directory("a-3") / "qemu" / handover.EARLIER
+    assert moved.read_text() == "finished steps"
 
 
 async def test_a_runner_that_has_ended_leaves_no_disk(here: Here) -> None:
@@ -427,7 +453,7 @@ async def test_what_does_not_take_the_disk_up_is_made_anew_without(
     made = await here.create(NEXT, TEMPLATE)
     assert made.ready and made.cold == "BuildKit does not come up on it"
     assert unmade == ["a-2"]
-    assert not (here._directory("a-2") / "qemu" / module.EARLIER).exists()
+    assert not (here._directory("a-2") / "qemu" / handover.EARLIER).exists()
     assert read_record(here._directory("a-2")) == here._records["a-2"]
 
 

@@ -1,0 +1,149 @@
+"""A runner that goes on with the scratch disk of another, which ends: what each of them does.
+
+The one that has the disk puts it down cleanly, or the disk is not used: it may be damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from mayfly.errors import InfrastructureError
+from mayfly.host.agent import Channel, agent
+from mayfly.host.clone import disk_paths, guest_timings
+from mayfly.host.deadline import only_child
+from mayfly.host.monitor import monitor
+from mayfly.host.process import end, readable
+from mayfly.host.record import Record
+from mayfly.host.template import Template
+from mayfly.model import RunnerSpec
+from mayfly.pid import ProcessId
+
+log = structlog.get_logger("host")
+
+EARLIER = "earlier.qcow2"
+"""A VM's disk that was another's scratch disk."""
+
+QUIESCE_S = 10
+"""Seconds in which a runner is to have put its scratch disk down (measured under TCG: 1.5)."""
+
+RELEASE_S = 5
+"""Seconds in which a QEMU that was killed is to be gone: its memory is given back first."""
+
+TAKE_S = 25
+"""Seconds in which another is to have taken it up (BuildKit's start under TCG: 4)."""
+
+
+async def go_on(
+    *,
+    clone: Callable[[], Awaitable[Record]],
+    unmake: Callable[[Record], Awaitable[None]],
+    let_go: Callable[[], Coroutine[None, None, None]],
+    take_up: Callable[[Record], Awaitable[dict[str, float]]],
+) -> Record:
+    """A clone that has the disk which another lets go; made while that stops.
+
+    Where the disk cannot be had, or may be damaged (`InfrastructureError` of `let_go` and
+    `take_up`), it is a clone like any other, and its record says why (`cold`).
+    """
+    started = time.monotonic()
+    letting_go = asyncio.create_task(let_go())
+    try:
+        made = await clone()
+        await asyncio.wait({letting_go})
+    finally:
+        letting_go.cancel()
+        await asyncio.gather(letting_go, return_exceptions=True)
+    if (error := letting_go.exception()) is not None:
+        if not isinstance(error, InfrastructureError):
+            raise error
+        log.warning("scratch disk not kept", runner=made.name, error=str(error))
+        return replace(made, cold=str(error))
+    kept_s = time.monotonic() - started
+    try:
+        times = await take_up(made)
+    except InfrastructureError as error:
+        log.warning("scratch disk not taken up", runner=made.name, error=str(error))
+        await unmake(made)
+        return replace(await clone(), cold=str(error))
+    times = {"quiesce": round(kept_s, 4), **times}
+    log.info("goes on", runner=made.name, **times)
+    return replace(made, timings_s={**made.timings_s, **times})
+
+
+async def let_go(
+    record: Record, channel: Channel, directory: Path, spec: RunnerSpec, template: Template
+) -> Path:
+    """Have a runner put its scratch disk down, and end it; returns where the disk is then.
+
+    `directory` is the runner's, `spec` and `template` are of the runner that is to have the disk.
+    Raises `InfrastructureError` when the disk is of no use to that one, or not known to be sound.
+    The runner's VM has ended even so; the rest of it goes when it is destroyed.
+    """
+    if record.process is None:
+        raise InfrastructureError(f"runner {record.name} had ended")
+    try:
+        if spec.spoiled:
+            raise InfrastructureError(spec.spoiled)
+        if record.template != template.key:
+            raise InfrastructureError("there is a new golden image")
+        answer = await channel.call("quiesce", {"timeout_s": QUIESCE_S}, timeout_s=QUIESCE_S + 2)
+        if answer.get("quiesced") is not True:
+            raise InfrastructureError(f"runner {record.name} did not put its disk down")
+    finally:
+        await end_with_child(record.process)
+    return scratch_of(record, directory / "qemu")
+
+
+def scratch_of(record: Record, own: Path) -> Path:
+    """Where the disk is that a runner's BuildKit has; `own` is its QEMU's folder."""
+    earlier = own / EARLIER
+    return earlier if earlier.exists() and not record.cold else disk_paths(own)["scratch"]
+
+
+def move(theirs: Path, disk: Path, uid: int) -> None:
+    """Make a disk that was let go `uid`'s, as `disk`. Raises `InfrastructureError`."""
+    try:
+        theirs.rename(disk)
+        os.chown(disk, uid, uid, follow_symlinks=False)
+    except OSError as error:
+        raise InfrastructureError(f"its disk cannot be moved: {error.strerror}") from None
+
+
+async def take_up(own: Path, spec: RunnerSpec, template: Template, disk: Path) -> dict[str, float]:
+    """Have a runner's BuildKit go on with that disk; returns what took how many seconds.
+
+    `own` is its QEMU's folder. Raises `InfrastructureError` when the disk is not taken up.
+    """
+    started, frozen = time.monotonic(), template.disks
+    async with monitor(own / "qmp.sock") as qemu:
+        await qemu.plug_disk(disk, frozen.scratch, frozen.scratch_format)
+    async with agent(own / "agent.sock") as guest:
+        size = spec.size
+        asked = {"timeout_s": TAKE_S, "disk_bytes": size.disk_bytes, "cpus": size.cpus}
+        answer = await guest.call("take_scratch", asked, timeout_s=TAKE_S + 5)
+    if answer.get("taken") is not True:
+        raise InfrastructureError("the guest did not take the disk up")
+    whole = round(time.monotonic() - started, 4)
+    return {"scratch": whole, **guest_timings(answer)}
+
+
+async def end_with_child(process: ProcessId) -> None:
+    """End a VM; when this returns QEMU, its watchdog's child, has let go of its disks."""
+    qemu = only_child(process)
+    try:
+        await end(process)
+        if qemu is not None:
+            async with asyncio.timeout(RELEASE_S):
+                await readable(qemu)
+    except TimeoutError:
+        raise InfrastructureError(f"the QEMU of process {process.pid} does not end") from None
+    finally:
+        if qemu is not None:
+            os.close(qemu)
