@@ -25,6 +25,8 @@ CPU_GRAIN = 0.02
 MAX_POINTS = 180
 MAX_STEPS = 100
 MAX_NAME = 120
+MAX_ERRORS = 4
+MAX_ERROR = 300
 
 STALLED_SHARE = 0.5
 """Of the time: a guest in which everything waits for memory for so long, and which computes
@@ -84,11 +86,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is kept of what one runner used."""
+    """All that is kept of what one runner used.
+
+    `errors` are the ends of what its BuildKit said of the last steps that failed.
+    """
 
     usage: Usage
     points: tuple[Point, ...] = ()
     steps: tuple[Step, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 class Series:
@@ -267,6 +273,7 @@ def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
         "usage": asdict(evidence.usage),
         "points": evidence.points,
         "steps": [astuple(step) for step in evidence.steps],
+        "errors": evidence.errors,
     }
 
 
@@ -276,6 +283,7 @@ def evidence_from_json(data: Mapping[str, Any]) -> Evidence:
         usage=Usage(**data["usage"]),
         points=tuple(Point(*row) for row in data["points"]),
         steps=tuple(Step(*row) for row in data["steps"]),
+        errors=tuple(map(str, data.get("errors", ()))),
     )
 
 

@@ -19,7 +19,16 @@ import structlog
 from mayfly.errors import InfrastructureError, MayflyError
 from mayfly.host.agent import Channel
 from mayfly.model import Load
-from mayfly.usage import MAX_NAME, MAX_STEPS, Evidence, Fold, Sample, Step
+from mayfly.usage import (
+    MAX_ERROR,
+    MAX_ERRORS,
+    MAX_NAME,
+    MAX_STEPS,
+    Evidence,
+    Fold,
+    Sample,
+    Step,
+)
 
 log = structlog.get_logger("host")
 
@@ -65,6 +74,7 @@ class Watch:
         self._age_s = age_s
         self._fold = read_fold(self._file) or Fold(cpus)
         self._steps: tuple[Step, ...] = ()
+        self._errors: tuple[str, ...] = ()
         self._saved_at_s = age_s()
 
     @property
@@ -75,7 +85,7 @@ class Watch:
     @property
     def evidence(self) -> Evidence:
         """What is known of the runner's use so far."""
-        return replace(self._fold.evidence, steps=self._steps)
+        return replace(self._fold.evidence, steps=self._steps, errors=self._errors)
 
     async def run(self) -> None:
         """Take samples until cancelled. A guest that does not answer is asked less and less."""
@@ -109,6 +119,7 @@ class Watch:
                 "steps", {"timeout_s": STEPS_TIMEOUT_S}, timeout_s=STEPS_TIMEOUT_S + 2
             )
             self._steps = parse_steps(answer, self._age_s())
+            self._errors = parse_errors(answer)
 
     def _save(self) -> None:
         self._saved_at_s = self._age_s()
@@ -183,6 +194,14 @@ def parse_steps(answer: dict[str, Any], at_s: float) -> tuple[Step, ...]:
             cached, failed = item.get("cached") is True, item.get("failed") is True
             found.append(Step(name, round(max(0.0, start_s), 3), end_s, cached, failed))
     return tuple(found)
+
+
+def parse_errors(answer: dict[str, Any]) -> tuple[str, ...]:
+    """How steps failed, as a guest tells it: a few lines of plain characters; none where it is
+    something else."""
+    told = answer.get("errors")
+    lines = told[-MAX_ERRORS:] if isinstance(told, list) else ()
+    return tuple(ascii(line)[1:-1][-MAX_ERROR:] for line in lines if isinstance(line, str))
 
 
 def _is_time(value: object) -> TypeGuard[float]:

@@ -389,11 +389,13 @@ def _no_room_soon(lease: Lease, limits: Limits, now: datetime) -> End | None:
     patience_s = min(retry.PATIENCE_S, limits.queue_timeout_s)
     if now < lease.began_at + timedelta(seconds=patience_s):
         return None
+    last = lease.earlier[-1]
+    advice = retry.advice(lease.size) if last.outcome is Outcome.OOM else "build it again"
     reason = (
-        f"{lease.earlier[-1].reason}; no room in the pool for size {lease.size.name} for "
-        f"{_minutes(patience_s)}: {retry.advice(lease.size)}"
+        f"{last.reason}; no room in the pool for size {lease.size.name} for "
+        f"{_minutes(patience_s)}: {advice}"
     )
-    return End(lease, Outcome.OOM, reason)
+    return End(lease, last.outcome, reason)
 
 
 def _unmake(lease: Lease, facts: Facts) -> Iterable[Action]:

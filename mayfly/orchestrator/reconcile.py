@@ -244,6 +244,7 @@ class Reconciler:
             lease.request.ssh_public_key,
             budget_s=lease.budget_s if left_s is None else max(1.0, left_s),
             scratch_of=lease.earlier_runner,
+            spoiled=retry.spoiled(lease),
         )
         until = self._clock() + timedelta(seconds=self._limits.create_timeout_s)
 
@@ -280,8 +281,9 @@ class Reconciler:
             self._metrics.called("create", "ok")
             ready_at = made_at - timedelta(seconds=runner.age_s)
             now = self._clock()
-            if runner.cold:
-                self._ledger.tell(lease.id, f"finished steps are lost: {runner.cold}")
+            if spec.scratch_of:
+                kept = f"lost: {runner.cold}" if runner.cold else "kept"
+                self._ledger.tell(lease.id, f"finished steps are {kept}")
             self._ledger.change(lease.id, lambda row: states.ready(row, runner, ready_at, now))
 
     async def _prepare(self, lease_id: str = "") -> None:
@@ -351,22 +353,45 @@ class Reconciler:
         `timings_s` is what the client told of the attempt.
         """
         now = self._clock()
+        return self._another(
+            lease,
+            lambda row: retry.out_of_memory(row, reason, self._limits, now),
+            lambda row: f"ran out of memory in {lease.size.name}; going on in {row.size.name}",
+            timings_s,
+        )
+
+    def damaged(self, lease: Lease, sign: str, timings_s: Mapping[str, float]) -> Lease:
+        """Write that the scratch disk with which `lease`'s runner went on has shown `sign`: another
+        attempt without it is to come, where there can be one; returns the lease then."""
+        now = self._clock()
+        return self._another(
+            lease,
+            lambda row: retry.damaged(row, sign, now),
+            lambda row: f"{row.earlier[-1].reason}; beginning anew",
+            timings_s,
+        )
+
+    def _another(
+        self,
+        lease: Lease,
+        decide: Callable[[Lease], Lease],
+        words: Callable[[Lease], str],
+        timings_s: Mapping[str, float] | None,
+    ) -> Lease:
+        """Write what `decide` makes of `lease`, unless its attempt is over already; where another
+        attempt comes of it the client is told `words`. Returns the lease then."""
 
         def change(row: Lease) -> Lease:
             if row.attempt != lease.attempt:
                 return row
-            timed = states.timed(row, timings_s or {})
-            return retry.out_of_memory(timed, reason, self._limits, now)
+            return decide(states.timed(row, timings_s or {}))
 
         after = self._ledger.change(lease.id, change)
         if after.attempt > lease.attempt:
+            reason = after.earlier[-1].reason
             log.info("going on", lease=lease.id, size=after.size.name, reason=reason)
             self._ledger.hub.forget(lease.id)
-            self._ledger.tell(
-                lease.id,
-                f"ran out of memory in {lease.size.name}; going on in {after.size.name}, "
-                "finished steps are kept",
-            )
+            self._ledger.tell(lease.id, words(after))
         return after
 
     async def measure(self, lease: Lease, *, final: bool = False) -> Lease:

@@ -200,8 +200,9 @@ class Service:
         What the runner's side has seen goes before what the client says (`watch.verdict`). A
         connection that breaks around the deadline was broken by the runner's watchdog, so that
         `infrastructure` is then an exceeded budget. Out of memory, policy may give it another
-        attempt (`retry.refusal`): the verdict is then `retry`, and the same to a report that comes
-        again. Raises `Conflict` for a success without a runner.
+        attempt (`retry.refusal`), and so does a kept scratch disk that is damaged: the verdict is
+        then `retry`, and the same to a report that comes again. Raises `Conflict` for a success
+        without a runner.
         """
         now, told = self._clock(), self._ledger.get(lease_id)
         if 0 < form.attempt < told.attempt:
@@ -219,6 +220,13 @@ class Service:
             told = await self._reconciler.measure(told)
             now = self._clock()
             outcome, reason = watch.verdict(outcome, reason, told.usage, told)
+            if outcome in retry.FAULTS and retry.goes_on(told):
+                told = await self._reconciler.measure(told, final=True)
+                if sign := retry.damage(self._errors(told)):
+                    lease = self._reconciler.damaged(told, sign, form.timings_s)
+                    if lease.attempt > told.attempt:
+                        return _verdict(lease, told.attempt)
+                now = self._clock()
         if outcome is Outcome.OOM:
             if retry.refusal(told, self._limits, now):
                 told = await self._reconciler.measure(told, final=True)
@@ -238,6 +246,10 @@ class Service:
             ),
         )
         return _verdict(lease, told.attempt)
+
+    def _errors(self, lease: Lease) -> tuple[str, ...]:
+        evidence = self._evidence.read(lease.runner)
+        return evidence.errors if evidence else ()
 
     def end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
         """End the lease, unless it has ended."""

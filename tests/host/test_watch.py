@@ -21,7 +21,7 @@ from mayfly.guest.framing import serve as serve_agent
 from mayfly.guest.sample import Sampler
 from mayfly.host import watch as module
 from mayfly.host.agent import Channel
-from mayfly.host.watch import Watch, parse_sample, parse_steps
+from mayfly.host.watch import Watch, parse_errors, parse_sample, parse_steps
 from mayfly.model import GIB, MIB
 from tests.guest.test_agent import Acts
 from tests.host.waiting import until
@@ -126,6 +126,12 @@ def test_any_sample_is_in_bounds_or_refused(changed: dict[str, Any]) -> None:
         found = parse_sample({"sample": GOOD | changed}, 1.0, LIMIT)
         assert 0 <= found.memory_bytes <= LIMIT and 0 <= found.oom_kills <= 10**6
         assert 0 <= found.disk_free_bytes <= found.disk_total_bytes
+
+
+@given(st.dictionaries(st.just("errors"), values | st.lists(values | st.text())))
+def test_any_errors_are_few_short_and_plain(answer: dict[str, Any]) -> None:
+    found = parse_errors(answer)
+    assert len(found) <= 4 and all(len(line) <= 300 and line.isascii() for line in found)
 
 
 steps = st.lists(

@@ -255,5 +255,108 @@ async def test_a_scratch_disk_that_could_not_be_kept_is_told(tmp_path: Path) -> 
         await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED))
         await f.until(row.id, "ready")
         first, cold = f.ledger.hub.lines(row.id)
-        assert first == "ran out of memory in t1; going on in t2, finished steps are kept"
+        assert first == "ran out of memory in t1; going on in t2"
         assert cold == "finished steps are lost: it died"
+
+
+# A kept disk that turns out to be damaged.
+
+MISSING = "failed to prepare x as y: snapshot abc does not exist: not found"
+
+
+@pytest.mark.parametrize(
+    ("error", "sign"),
+    [
+        (MISSING, "snapshot abc does not exist: not found"),
+        ("parent snapshot does not exist: not found", "snapshot does not exist: not found"),
+        ("failed to mount: structure needs cleaning", "structure needs cleaning"),
+        ('process "cat x" did not complete successfully: exit code: 1', ""),
+        (
+            'process "echo snapshot a does not exist: not found" did not complete successfully: '
+            "exit code: 1",
+            "",
+        ),
+        ('failed to calculate checksum: "/snapshot a does not exist": not found', ""),
+        ("", ""),
+    ],
+)
+def test_a_damaged_disk_is_told_by_how_a_step_failed(error: str, sign: str) -> None:
+    assert retry.damage(["exit code: 1", error]) == sign
+
+
+@given(st.lists(st.text(), max_size=4))
+def test_no_error_is_too_odd_to_look_at(errors: list[str]) -> None:
+    assert all(sign in error for error in errors if (sign := retry.damage([error])))
+
+
+def test_a_damaged_disk_is_none_of_the_oom_retries() -> None:
+    second = replace(killed(ready()), observed=Observed.READY, ready_at=NOW)
+    third = retry.damaged(second, "holes", NOW)
+    assert (third.attempt, third.size, third.earlier[-1].outcome) == (3, T2, Outcome.INFRASTRUCTURE)
+    assert retry.spoiled(third) == "the scratch disk that it went on with is damaged: holes"
+    assert not retry.goes_on(third) and retry.goes_on(second) and not retry.spoiled(second)
+    over = killed(replace(third, observed=Observed.READY, ready_at=NOW))
+    assert over.outcome is Outcome.OOM and "3 attempts" in over.reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ready(),
+        killed(ready()),
+        replace(killed(ready()), observed=Observed.READY, deadline=NOW + timedelta(seconds=5)),
+    ],
+    ids=["the first", "no runner", "no time"],
+)
+def test_what_has_no_kept_disk_or_no_time_is_not_begun_anew(row: Lease) -> None:
+    assert retry.damaged(row, "holes", NOW) is row
+
+
+async def warm(f: Farm, errors: tuple[str, ...]) -> Lease:
+    """A build whose second attempt goes on with the first's disk, where steps fail like that."""
+    row = await asked(f)
+    f.provider.show(row.runner, evidence=KILLED)
+    await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED, attempt=1))
+    row = await f.until(row.id, "ready")
+    f.provider.show(row.runner, evidence=replace(KILLED, usage=CALM, errors=errors))
+    return row
+
+
+CALM = replace(KILLED.usage, oom_kills=0)
+
+
+async def test_a_build_whose_kept_disk_is_damaged_begins_anew(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path)) as f:
+        row = await warm(f, (MISSING,))
+        assert f.ledger.hub.lines(row.id)[-1] == "finished steps are kept"
+        told = ReportForm(outcome=Outcome.FAILED, attempt=2)
+        verdict = await f.service.report(row.id, told)
+        assert (verdict["verdict"], verdict["outcome"]) == ("retry", "infrastructure")
+        assert "snapshot abc does not exist" in verdict["reason"]
+        assert await f.service.report(row.id, told) == verdict
+        row = await f.until(row.id, "ready")
+        spec = f.provider.specs[row.runner]
+        assert (row.attempt, row.size, spec.scratch_of) == (3, T2, f"{row.id}-2")
+        assert "is damaged: snapshot abc" in spec.spoiled
+        assert "beginning anew" in f.ledger.hub.lines(row.id)[0]
+        # There it says so again, and that is the end.
+        f.provider.show(row.runner, evidence=replace(KILLED, usage=CALM, errors=(MISSING,)))
+        done = await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED, attempt=3))
+        assert (done["verdict"], done["outcome"]) == ("done", "failed")
+        attempts = (await f.api.build(row.id))["attempts"]
+        assert [a["outcome"] for a in attempts] == ["oom", "infrastructure", "failed"]
+
+
+async def test_a_step_that_fails_by_itself_on_a_kept_disk_is_a_failure(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path)) as f:
+        row = await warm(f, ('process "x" did not complete successfully: exit code: 1',))
+        done = await f.service.report(row.id, ReportForm(outcome=Outcome.FAILED, attempt=2))
+        assert (done["verdict"], done["outcome"]) == ("done", "failed")
+
+
+async def test_what_a_client_says_is_no_sign_of_damage(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path)) as f:
+        row = await warm(f, ())
+        told = ReportForm(outcome=Outcome.INFRASTRUCTURE, attempt=2, reason=MISSING)
+        done = await f.service.report(row.id, told)
+        assert (done["verdict"], done["outcome"]) == ("done", "infrastructure")
