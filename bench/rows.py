@@ -9,11 +9,14 @@ from bench.context import context
 from bench.decide import decide
 from bench.farm import Bench
 from bench.generic import generic
+from bench.growth import burst, grown
 from bench.lease import lease, sizes
 from bench.memory import memory
 from bench.neighbour import neighbour
 from bench.page import Found
 from bench.quality import quality
+from bench.retry import second_runner, warm_retry
+from bench.sampling import sampling
 from bench.spec import build_spec
 from bench.together import together
 
@@ -27,6 +30,11 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "warmth": warmth,
     "context": context,
     "neighbour": neighbour,
+    "grown": grown,
+    "burst": burst,
+    "warm-retry": warm_retry,
+    "second-runner": second_runner,
+    "sampling": sampling,
     "spec": build_spec,
     "decide": decide,
     "quality": quality,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.runners import qemu_pid
 from mayfly.model import GIB
 from tests.farm.conftest import Farm
 
@@ -29,13 +33,17 @@ def folder(busybox: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(farm: Farm, name: str, folder: Path, needs_mb: int) -> tuple[int, dict[str, Any], str]:
-    """A build in size t1, not grown, whose last step needs so much: exit status, its entry in the
-    status, stderr."""
+def words(name: str, folder: Path, needs_mb: int) -> tuple[str | Path, ...]:
+    """The command of a build in size t1, not grown, whose last step needs so much."""
     (folder / "Dockerfile").write_text(DOCKERFILE.format(needs_mb))
-    words = ("--mayfly-repo", f"team/{name}", "--mayfly-size", "t1", "--mayfly-no-grow")
+    own = ("--mayfly-repo", f"team/{name}", "--mayfly-size", "t1", "--mayfly-no-grow")
     tag = ("-t", f"images/team/{name}:1", "--push", "--progress", "plain")
-    done = farm.mayfly("build", *words, *tag, folder, check=False)
+    return ("build", *own, *tag, folder)
+
+
+def build(farm: Farm, name: str, folder: Path, needs_mb: int) -> tuple[int, dict[str, Any], str]:
+    """That build: exit status, its entry in the status, stderr."""
+    done = farm.mayfly(*words(name, folder, needs_mb), check=False)
     return done.returncode, farm.json("status")["builds"][0], done.stderr
 
 
@@ -64,3 +72,43 @@ def test_more_than_the_next_size_has_is_the_end_after_two(farm: Farm, folder: Pa
     last = said.splitlines()[-1]
     for words in ("want of memory", "dd if=/dev/zero", "2 attempts", "memory_gb = 4"):
         assert words in row["reason"] and words in last, said
+
+
+@pytest.mark.long
+def test_oom_retry_false_is_one_attempt(farm: Farm, folder: Path) -> None:
+    (folder / ".build-spec.ncl").write_text("{ oom_retry = false }")
+    status, row, said = build(farm, "retry-off", folder, 1400)
+    assert (status, row["outcome"]) == (5, "oom"), said
+    (attempt,) = row["attempts"]
+    assert (attempt["size"], attempt["outcome"]) == ("t1", "oom")
+    last = said.splitlines()[-1]
+    assert "oom_retry is false" in last and "memory_gb = 2" in last and "dd if=/dev/zero" in last
+
+
+@pytest.mark.long
+def test_a_vm_that_dies_before_its_disk_is_down_leaves_a_cold_retry_that_says_so(
+    farm: Farm, folder: Path
+) -> None:
+    client = farm.start(*words("retry-cold", folder, 1400))
+    said = [*up_to(client.stderr, "ran out of memory in t1; going on in t2")]
+    (first,) = (farm.config.state / "vms").glob("*-1")
+    os.kill(qemu_pid(first.name), signal.SIGKILL)
+    said += client.communicate(timeout=300)[1].splitlines(keepends=True)
+    text = "".join(said)
+    row = farm.json("status")["builds"][0]
+    assert (client.returncode, row["outcome"]) == (0, "succeeded"), text
+    assert "finished steps are lost: " in text and "finished steps are kept" not in text
+    assert "CACHED" not in text
+    assert [(a["size"], a["outcome"]) for a in row["attempts"]] == [
+        ("t1", "oom"),
+        ("t2", "succeeded"),
+    ]
+
+
+def up_to(lines: Any, words: str) -> Iterator[str]:
+    """The lines up to the one that has the words. Fails when there is none."""
+    for line in lines:
+        yield line
+        if words in line:
+            return
+    pytest.fail(f"nobody said {words!r}")

@@ -1,0 +1,119 @@
+"""What being watched costs a build that computes: the agent's own CPU time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import asyncssh
+
+from bench.builds import NOTHING, Buildx
+from bench.farm import BASE, Bench
+from bench.page import Found, Line
+from bench.runners import Runner, runner
+from bench.stats import median, of
+from mayfly.cli.output import show
+from mayfly.errors import InfrastructureError
+from mayfly.model import Size
+from mayfly.vm.client import ControlClient, DialClient
+
+ROUNDS = 3
+SETTLE_S = 12.0
+"""Until the build's step runs, from when buildx was started."""
+
+LOOK_S = 30.0
+MOST_SHARE = 0.01
+AGENT = "/sys/fs/cgroup/system.slice/mayfly-agent.service/cpu.stat"
+BUILDKIT = "/sys/fs/cgroup/system.slice/buildkitd.service/cpu.stat"
+
+
+async def sampling(bench: Bench) -> Found:
+    """CPU time of the agent's control group, against that of the build's, over 30 s."""
+    size = bench.default
+    rounds = bench.times(ROUNDS)
+    show(f"{rounds} builds that compute on all CPUs of {size.name}, and their agent")
+    shares, each = [], list[float]()
+    for number in range(rounds):
+        async with runner(bench.config, size) as there:
+            agent_s, build_s, samples = await looked(bench, there, burner(bench, size, number))
+        if build_s < 0.5 * LOOK_S * size.cpus:
+            raise InfrastructureError(f"the build computed for {build_s:.0f} s only")
+        shares.append(agent_s / build_s)
+        each.append(agent_s / max(1, samples))
+    return Found(
+        lines=(
+            Line(
+                f"overhead of sampling on a CPU-bound build ({size}): CPU time of the guest's "
+                "agent by that of the build",
+                f"<= {MOST_SHARE:.0%}",
+                f"p50 {median(shares):.2%}, at most {max(shares):.2%} (n={len(shares)})",
+                max(shares) <= MOST_SHARE,
+            ),
+        ),
+        notes=(
+            f"over {LOOK_S:.0f} s of a build with a busy loop for each vCPU, from `cpu.stat` of "
+            f"both control groups; one sample took the guest {of(each)}.",
+        ),
+    )
+
+
+def burner(bench: Bench, size: Size, number: int) -> Path:
+    """A context whose one RUN burns all CPUs for longer than is looked at."""
+    folder = bench.scratch / f"sampling-{number}"
+    folder.mkdir()
+    loop = f"timeout {SETTLE_S + LOOK_S + 10:.0f} sh -c 'while :; do :; done' &"
+    (folder / "Dockerfile").write_text(
+        f"FROM {bench.config.registry_host}/images/base/{BASE}\n"
+        f"RUN {' '.join([loop] * size.cpus)} wait\n"
+    )
+    return folder
+
+
+async def looked(bench: Bench, there: Runner, context: Path) -> tuple[float, float, int]:
+    """CPU seconds of the agent and of the build, and samples, in `LOOK_S` of the build."""
+    build = asyncio.create_task(
+        Buildx(bench.config, there).seconds(context, "sampling", NOTHING, warm=False)
+    )
+    try:
+        await asyncio.sleep(SETTLE_S)
+        before, seen = await counters(bench, there), await samples(bench, there)
+        started = time.monotonic()
+        await asyncio.sleep(LOOK_S)
+        after, seen_after = await counters(bench, there), await samples(bench, there)
+        show(f"looked for {time.monotonic() - started:.0f} s")
+        await build
+    finally:
+        build.cancel()
+        await asyncio.gather(build, return_exceptions=True)
+    agent_s, build_s = (late - early for early, late in zip(before, after, strict=True))
+    return agent_s, build_s, seen_after - seen
+
+
+async def samples(bench: Bench, there: Runner) -> int:
+    """How many samples the host has taken of the runner so far; one more for being asked."""
+    host = ControlClient(bench.config.run / "host.sock")
+    evidence = await host.usage(there.lease.name, final=False)
+    return evidence.usage.samples if evidence else 0
+
+
+async def counters(bench: Bench, there: Runner) -> tuple[float, float]:
+    """CPU seconds of the agent's and of BuildKit's control group until now."""
+    lease = there.lease
+    known: tuple[list[asyncssh.SSHKey], list[str], list[str]]
+    known = ([asyncssh.import_public_key(lease.relay.host_key)], [], [])
+    sock = await DialClient(bench.config.run / "dial.sock").dial(lease.name)
+    async with asyncssh.connect(
+        lease.name,
+        sock=sock,
+        config=(),
+        username="build",
+        client_keys=[lease.key],
+        known_hosts=known,
+    ) as connection:
+        told = str((await connection.run(f"cat {AGENT} {BUILDKIT}", check=True)).stdout)
+    found = re.findall(r"^usage_usec (\d+)$", told, re.MULTILINE)
+    if len(found) != 2:
+        raise InfrastructureError("the guest does not tell its CPU times")
+    return int(found[0]) / 1e6, int(found[1]) / 1e6
