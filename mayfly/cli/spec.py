@@ -1,7 +1,9 @@
-"""`mayfly spec check|init|schema`: what a repo declares about its builds. None needs a farm."""
+"""`mayfly spec check|init|schema`: what a repo declares about its builds. None needs a farm; `init`
+uses what one knows."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from mayfly.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from mayfly.model import BuildSpec
+    from mayfly.spec import Known
 
 app = typer.Typer(
     help="Build specs: what a repo declares about its builds, in .build-spec.ncl.",
@@ -63,6 +66,9 @@ def init(
 ) -> None:
     """Write a first .build-spec.ncl, by the files that are there. One that is there stays.
 
+    It declares what the repo's past builds took, where a farm answers that knows some, and has what
+    is usual for the languages as comments.
+
     \b
     Examples:
         mayfly spec init
@@ -73,7 +79,8 @@ def init(
 
     file = folder / spec.NAME
     try:
-        text = spec.propose(languages.found(folder))
+        found = languages.found(folder)
+        text = spec.propose(found, _known(folder, found), spec.usual(found))
         if stdout:
             print(text, end="")
             return
@@ -117,6 +124,22 @@ def _checked(path: Path) -> tuple[Path, BuildSpec]:
         )
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
     return shown, spec.load(file, root, str(shown))
+
+
+def _known(folder: Path, languages: tuple[str, ...]) -> Known | None:
+    """What the farm knows of the repo's past builds; None without a farm that knows some."""
+    from mayfly import spec
+    from mayfly.build import repo
+    from mayfly.cli.farm import ask
+    from mayfly.errors import MayflyError
+    from mayfly.model import LeaseRequest
+
+    try:
+        name = repo.of(os.environ.get("CI_REPO", ""), folder.resolve())
+        wanted = LeaseRequest(repo=name, ssh_public_key="", languages=languages)
+        return spec.taken(ask(lambda farm: farm.size(wanted)))
+    except MayflyError:
+        return None
 
 
 def _shown(value: object) -> str:

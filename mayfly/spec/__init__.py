@@ -14,7 +14,7 @@ from pathlib import Path
 from mayfly.model import BuildSpec
 from mayfly.spec.evaluator import evaluate
 from mayfly.spec.form import FIELDS, SpecForm, json_schema
-from mayfly.spec.propose import Known, propose
+from mayfly.spec.propose import Known, propose, taken, usual
 from mayfly.spec.source import NAME, nearest, read, root_of
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "nearest",
     "propose",
     "root_of",
+    "taken",
+    "usual",
 ]
 
 

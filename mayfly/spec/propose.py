@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mayfly.model import BuildSpec
+from mayfly.languages import LANGUAGES
+from mayfly.model import GIB, BuildSpec
+from mayfly.wire import SizingJson
 
 _WORDS = {
     "cpu": "vCPUs, a whole number",
@@ -25,6 +28,31 @@ class Known:
 
     spec: BuildSpec
     source: str
+
+
+def usual(languages: Sequence[str]) -> BuildSpec:
+    """What is usual for builds of all these languages together; `USUAL` where there is none."""
+    found = [LANGUAGES[name] for name in languages]
+    return replace(
+        USUAL,
+        cpu=max((language.cpu for language in found), default=USUAL.cpu),
+        memory_gb=max((language.memory_gb for language in found), default=USUAL.memory_gb),
+    )
+
+
+def taken(sizing: SizingJson) -> Known | None:
+    """What a farm's answer on a size says of the repo's past builds; None where it knows none.
+
+    vCPUs are rounded up to whole ones, memory to quarters of a GiB.
+    """
+    past = sizing["history"]
+    wants = {need["dimension"]: need["history"] for need in sizing["needs"]}
+    cpu, memory_bytes = wants.get("cpu"), wants.get("memory")
+    if past is None or not cpu or not memory_bytes:
+        return None
+    builds = "the last attempt" if past["builds"] == 1 else f"the last {past['builds']} attempts"
+    spec = BuildSpec(cpu=math.ceil(cpu), memory_gb=math.ceil(memory_bytes / GIB * 4) / 4)
+    return Known(spec, f"by {builds}: 1.2 x p95 of what they took")
 
 
 def propose(languages: Sequence[str], known: Known | None = None, usual: BuildSpec = USUAL) -> str:

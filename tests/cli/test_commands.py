@@ -472,3 +472,19 @@ def test_build_loads_no_command_framework_and_no_service() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == ""
+
+
+def test_a_first_spec_declares_what_the_farm_knows(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "go.mod").touch()
+    needs = [
+        {"dimension": "cpu", "history": 1.2},
+        {"dimension": "memory", "history": 3 * 2.0**30},
+    ]
+    answer = {"history": {"builds": 7}, "needs": needs}
+    monkeypatch.setattr("mayfly.cli.farm.ask", lambda question: answer)
+    assert main.run(["spec", "init", "--stdout"]) == 0
+    said = capsys.readouterr().out
+    assert "  cpu = 2,  #" in said and "  memory_gb = 3,  #" in said
+    assert "by the last 7 attempts" in said

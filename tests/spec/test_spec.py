@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mayfly import spec
 from mayfly.errors import SchemaError
-from mayfly.model import BuildSpec
+from mayfly.model import GIB, BuildSpec
 from mayfly.spec import report
 from mayfly.spec.source import Source
 
@@ -232,6 +232,32 @@ def test_a_proposal_is_a_good_spec_that_says_what_is_known(repo: Path) -> None:
     text = spec.propose((), spec.Known(known, "by the last 12 builds"))
     assert loaded(repo, text) == known
     assert "by the last 12 builds" in text
+
+
+def test_a_proposal_has_what_is_usual_for_the_languages() -> None:
+    assert "# cpu = 4," in (text := spec.propose(("go", "rust"), usual=spec.usual(("go", "rust"))))
+    assert "# memory_gb = 8," in text
+    assert "# memory_gb = 4," in spec.propose((), usual=spec.usual(()))
+
+
+def sizing(builds: int, cpu: float | None, memory_bytes: float | None) -> Any:
+    past = {"builds": builds, "target": None, "memory_p95_bytes": 1.0, "cpu_p95": 1.0}
+    needs = [
+        {"dimension": "cpu", "history": cpu},
+        {"dimension": "memory", "history": memory_bytes},
+        {"dimension": "disk", "history": None},
+    ]
+    return {"history": past if builds else None, "needs": needs}
+
+
+def test_a_proposal_declares_what_past_builds_took(repo: Path) -> None:
+    known = spec.taken(sizing(12, 2.1, 5.3 * GIB))
+    assert known is not None
+    text = spec.propose(("go",), known, spec.usual(("go",)))
+    assert loaded(repo, text) == BuildSpec(cpu=3, memory_gb=5.5)
+    assert "by the last 12 attempts" in text
+    assert spec.taken(sizing(0, None, None)) is None
+    assert spec.taken(sizing(1, None, None)) is None
 
 
 def test_the_contract_is_in_the_wheel(tmp_path: Path) -> None:
