@@ -195,7 +195,7 @@ def ask(host: socket.socket, number: int) -> dict[str, object]:
                 return answer
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.binary(max_size=2000), max_size=10))
 def test_after_any_bytes_the_next_request_is_answered(noise: list[bytes]) -> None:
     with served() as host:

@@ -439,9 +439,7 @@ MOVES = st.lists(
 )
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(MOVES)
 def test_every_lease_ends_and_leaves_no_runner(moves: list[tuple[str, str]]) -> None:
     asyncio.run(_play(moves))

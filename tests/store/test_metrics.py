@@ -181,7 +181,7 @@ async def test_what_is_too_old_is_pruned(store: MetricsStore) -> None:
     assert len(await store.attempts("b2")) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 64 * GIB), min_size=1, max_size=NEWEST))
 def test_the_bench_summarises_as_the_query_does(peaks: list[int]) -> None:
     async def asked() -> History | None:
