@@ -14,18 +14,23 @@ import time
 PIECE = 8
 """MiB that are taken at once."""
 
+HOLD_S = 2.0
+"""For how long it is held then: a sampler is to see it."""
 
-def eat(mib: int, mib_per_s: float) -> float:
-    """Take so much, every page written; returns the speed that was reached, in MiB/s."""
+
+def eat(mib: int, mib_per_s: float) -> tuple[list[bytes], float]:
+    """Take so much, every page written; returns it, and the speed that was reached, in MiB/s."""
     held: list[bytes] = []
     began = time.monotonic()
     while len(held) * PIECE < mib:
         held.append(b"\1" * (PIECE << 20))
         due = began + len(held) * PIECE / mib_per_s if mib_per_s else 0.0
         time.sleep(max(0.0, due - time.monotonic()))
-    return len(held) * PIECE / (time.monotonic() - began)
+    return held, len(held) * PIECE / (time.monotonic() - began)
 
 
 if __name__ == "__main__":
     wanted = int(sys.argv[1])
-    print(f"ate {wanted} MiB at {eat(wanted, float(sys.argv[2])):.0f} MiB/s", flush=True)
+    held, speed = eat(wanted, float(sys.argv[2]))
+    print(f"ate {wanted} MiB at {speed:.0f} MiB/s", flush=True)
+    time.sleep(HOLD_S)
