@@ -1,4 +1,4 @@
-"""What a build may have too little of: memory (grown in time, refused, thrashed for), disk, time.
+"""What a build may have too little of: memory (grown in time, or refused), disk, time.
 
 A farm of its own: a rung that has more than twice the memory of the one below, and a pool that two
 runners fill.
@@ -27,26 +27,6 @@ SETTINGS = {
     "MAYFLY_LADDER__T2": "{cpu = 2, memory_gb = 3, disk_gb = 8}",
     "MAYFLY_POOL__MEMORY_GB": "4",
 }
-
-THRASH = """\
-import mmap, os, random
-
-PAGE, FILE = 4096, 320 << 20
-left = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) * 1024
-with open("/big", "wb") as file:
-    for _ in range(FILE >> 20):
-        file.write(bytes(1 << 20))
-    file.flush()
-    os.fsync(file.fileno())
-held = b"\\1" * (left - (240 << 20))
-print("held", len(held) >> 20, flush=True)
-with open("/big", "rb") as file:
-    pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    pages.madvise(mmap.MADV_RANDOM)
-    while True:
-        pages[random.randrange(FILE // PAGE) * PAGE]
-"""
-"""Holds nearly all memory and reads, over and over, more than fits into the rest."""
 
 
 @pytest.fixture(scope="module")
@@ -129,22 +109,6 @@ def test_in_a_full_pool_it_is_refused_killed_and_goes_on_when_there_is_room(
     assert (second["size"], second["outcome"], second["oom_kills"]) == ("t2", "succeeded", 0)
     assert "finished steps are kept" in said
     assert said.partition("finished steps are kept")[2].count("CACHED") == 2, said
-
-
-def test_a_build_that_only_waits_for_memory_is_out_of_memory(own: Farm, tmp_path: Path) -> None:
-    own.mayfly("base", "push", "python")
-    base = f"{own.config.registry_host}/images/base/python"
-    (tmp_path / "thrash.py").write_text(THRASH)
-    run = "timeout 300 python3 /thrash.py"
-    (tmp_path / "Dockerfile").write_text(f"FROM {base}\nCOPY thrash.py /\nRUN {run}\n")
-    (tmp_path / ".build-spec.ncl").write_text("{ oom_retry = false }")
-    status, row, said = build(own, "thrash", tmp_path, "--mayfly-no-grow")
-    print(said)
-    assert (status, row["outcome"]) == (5, "oom"), said
-    (attempt,) = row["attempts"]
-    assert attempt["oom_kills"] == 0, said
-    assert "made no progress for" in row["reason"] and "growth is turned off" in row["reason"]
-    assert "memory_gb = 3" in said.splitlines()[-1]
 
 
 def test_a_filled_disk_is_said_with_what_to_write(own: Farm, make: Callable[[str], Path]) -> None:

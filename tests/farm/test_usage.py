@@ -15,6 +15,26 @@ pytestmark = [pytest.mark.vm, pytest.mark.services]
 
 Context = Callable[[str], Path]
 
+THRASH = """\
+import mmap, os
+
+PAGE, FILE, LEFT = 4096, 100 << 20, 60 << 20
+available = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) * 1024
+with open("/file", "wb") as file:
+    for _ in range(FILE >> 20):
+        file.write(bytes(1 << 20))
+    file.flush()
+    os.fsync(file.fileno())
+held = b"\\1" * (available - LEFT)
+print("holds", len(held) >> 20, "MiB", flush=True)
+with open("/file", "rb") as file:
+    pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    pages.madvise(mmap.MADV_RANDOM)
+    while True:
+        pages[::PAGE]
+"""
+"""Holds nearly all memory, and reads over and over what does not fit into the rest."""
+
 EATER = "dd if=/dev/zero of=/dev/null bs=1500M count=1"
 """More than a t1 has, in one buffer."""
 
@@ -91,3 +111,20 @@ def test_a_build_that_outgrows_its_size_is_given_more(farm: Farm, context: Conte
     assert (attempt["size"], attempt["oom_kills"]) == ("t1", 0)
     assert GIB < attempt["granted_memory_bytes"] <= 2 * GIB
     assert attempt["peak_memory_bytes"] > GIB
+
+
+@pytest.mark.long
+def test_a_build_that_only_waits_for_memory_is_out_of_memory(
+    farm: Farm, python_base: str, tmp_path: Path
+) -> None:
+    (tmp_path / "thrash.py").write_text(THRASH)
+    run = "timeout 200 python3 /thrash.py"
+    (tmp_path / "Dockerfile").write_text(f"FROM {python_base}\nCOPY thrash.py /\nRUN {run}\n")
+    (tmp_path / ".build-spec.ncl").write_text("{ oom_retry = false }")
+    status, row, said = build(farm, "thrash", tmp_path)
+    assert (status, row["outcome"]) == (5, "oom"), said
+    (attempt,) = row["attempts"]
+    assert attempt["oom_kills"] == 0, said
+    print(row["reason"])
+    assert "made no progress for" in row["reason"] and "growth is turned off" in row["reason"]
+    assert "memory_gb = 2" in said.splitlines()[-1]
