@@ -12,13 +12,13 @@ from mayfly.cli.output import show
 from mayfly.errors import InfrastructureError
 from mayfly.model import MIB, Size
 
-PAIRS = 3
+PAIRS = 2
 FACTOR = 1.1
 MIB_S = 200
 RISE = 1.25
 """Of the size's memory: what the build comes to need."""
 
-BURSTS = (100, 200, 300, 400, 600, 800, 0)
+BURSTS = (100, 200, 400, 800, 0)
 """MiB/s; 0 is as fast as it goes."""
 
 

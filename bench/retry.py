@@ -11,8 +11,8 @@ from mayfly.cli.output import show
 from mayfly.errors import InfrastructureError
 from mayfly.model import MIB
 
-ROUNDS = 3
-TIMES = 6
+ROUNDS = 2
+TIMES = 5
 EARLIER_S = 35
 MOST = 0.5
 MOST_S = 6.0

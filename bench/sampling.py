@@ -19,7 +19,7 @@ from mayfly.errors import InfrastructureError
 from mayfly.model import Size
 from mayfly.vm.client import ControlClient, DialClient
 
-ROUNDS = 3
+ROUNDS = 2
 SETTLE_S = 12.0
 """Until the build's step runs, from when buildx was started."""
 
