@@ -295,6 +295,54 @@ class Metrics(_Section):
     price_gib_hour: float = Field(0, ge=0, description="What a GiB of memory costs for an hour.")
 
 
+def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not re.fullmatch(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*", value):
+            raise ValueError(f"{value!r} is no pattern of repos: write it as in team/app or team/*")
+    return values
+
+
+_Repos = Annotated[tuple[str, ...], AfterValidator(_patterns)]
+"""Patterns of repos: `*` is any one part or piece of it, `**` at the end any parts."""
+
+
+class Trust(_Section):
+    """Which builds are trusted, and what those get that are not: docs/trust.md."""
+
+    events: tuple[Literal["push", "cron", "manual", "tag", "release", "deployment"], ...] = Field(
+        ("push", "cron", "manual", "tag"),
+        description="Proven events of trusted builds, on the repo's default branch; a `tag` or "
+        "`release` where its commit was seen there. Pull requests are never trusted.",
+    )
+    branches: tuple[str, ...] = Field(
+        (),
+        description="Patterns of branches that are trusted beside each repo's default branch, as "
+        "in `release/*`.",
+    )
+    untrusted_size: str = Field(
+        "",
+        description="Largest size of a build that is not trusted; empty: the second smallest of "
+        "the ladder.",
+    )
+    untrusted_budget_min: float = Field(
+        30, gt=0, le=24 * 60, description="Minutes that a build that is not trusted may take."
+    )
+    one_at_a_time: bool = Field(
+        True,
+        description="Whether of the builds of one pull request (or branch that is not trusted) "
+        "only one has a runner at a time.",
+    )
+    ticket_max_age_h: float = Field(
+        24,
+        gt=0,
+        le=7 * 24,
+        description="Hours that a pipeline's ticket is good for leases, however long it queues.",
+    )
+    clock_skew_s: int = Field(
+        60, ge=1, le=600, description="Seconds that another machine's clock may be off by."
+    )
+
+
 class Golden(_Section):
     """What goes into images that Mayfly makes."""
 
@@ -332,6 +380,16 @@ class Config(_Section):
     s3: S3 = S3()
     metrics: Metrics = Metrics()
     golden: Golden = Golden()
+    trust: Trust = Trust()
+
+    @model_validator(mode="after")
+    def _sizes_are_rungs(self) -> Config:
+        if self.trust.untrusted_size and self.trust.untrusted_size not in self.ladder:
+            raise ValueError(
+                f"trust.untrusted_size = {self.trust.untrusted_size!r} is no size of the ladder: "
+                f"choose one of {', '.join(self.ladder)}"
+            )
+        return self
 
     @property
     def run(self) -> Path:
@@ -369,6 +427,12 @@ class Config(_Section):
             for name, rung in self.ladder.items()
         )
         return tuple(sorted(rungs, key=lambda s: (s.memory_bytes, s.cpus, s.disk_bytes)))
+
+    @property
+    def untrusted_size(self) -> Size:
+        """The largest size that a build gets that is not trusted."""
+        named = {size.name: size for size in self.sizes}
+        return named.get(self.trust.untrusted_size) or self.sizes[:2][-1]
 
 
 def site_certificates(config: Config) -> tuple[Path, ...]:

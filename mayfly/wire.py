@@ -115,6 +115,25 @@ class RunnerJson(TypedDict):
     token: str
 
 
+class TermsJson(TypedDict):
+    """On which terms a lease was granted; `why` is for people.
+
+    `images` are the repositories that it may push to, `NAME` standing for any one part. It writes
+    the layer caches of the zone `cache_to` and reads those of `cache_from`, in that order; what is
+    not trusted has a `slot` in the names of its own. `largest` is the largest size that it may come
+    to have, by name, or null.
+    """
+
+    principal: str
+    trusted: bool
+    why: str
+    slot: str
+    images: list[str]
+    cache_to: str
+    cache_from: list[str]
+    largest: str | None
+
+
 class LeaseJson(TypedDict):
     """A lease. `state` is queued, creating, ready, destroying, ended or lost.
 
@@ -142,6 +161,7 @@ class LeaseJson(TypedDict):
     timings_s: dict[str, float]
     relay_url: str
     runner: RunnerJson | None
+    terms: TermsJson
 
 
 class BeatJson(TypedDict):

@@ -48,29 +48,36 @@ def _service(request: Request) -> Service:
 Serve = Annotated[Service, Depends(_service)]
 
 
-def _principal(request: Request, service: Serve) -> Principal:
+async def _principal(request: Request, service: Serve) -> Principal:
     kind, _, credential = request.headers.get("authorization", "").partition(" ")
-    return service.verify(credential.strip() if kind.lower() == "bearer" else "")
+    return await service.verify(credential.strip() if kind.lower() == "bearer" else "")
 
 
 Who = Annotated[Principal, Depends(_principal)]
 
 
-def _admin(who: Who) -> Principal:
+# Coroutines, so that they run where the store of leases may be read: on the loop's own thread.
+async def _admin(who: Who) -> Principal:
     who.require_admin()
     return who
 
 
-def _holder(lease_id: str, who: Who) -> Principal:
-    who.require(lease_id)
+async def _asker(who: Who) -> Principal:
+    who.require_leasing()
     return who
 
 
-def _reader(lease_id: str, who: Who) -> Principal:
-    who.require_reading(lease_id)
+async def _holder(lease_id: str, service: Serve, who: Who) -> Principal:
+    service.require(lease_id, who)
     return who
 
 
+async def _reader(lease_id: str, service: Serve, who: Who) -> Principal:
+    service.require(lease_id, who, reading=True)
+    return who
+
+
+Asker = Annotated[Principal, Depends(_asker)]
 Admin = Annotated[Principal, Depends(_admin)]
 Holder = Annotated[Principal, Depends(_holder)]
 Reader = Annotated[Principal, Depends(_reader)]
@@ -100,17 +107,17 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/leases", status_code=201)
     async def lease_create(
-        form: LeaseForm, request: Request, service: Serve, who: Admin
+        form: LeaseForm, request: Request, service: Serve, who: Asker
     ) -> AskedJson:
         """Ask for a runner. With the same Idempotency-Key the same lease is answered again."""
         key = request.headers.get("idempotency-key", "")
         if len(key) > 200:
             raise UsageError("Idempotency-Key is longer than 200 characters")
-        return await service.ask(form.request(), key and f"{who.name}:{key}")
+        return await service.ask(form.request(), key, who)
 
     @app.get("/v1/leases")
-    async def leases(service: Serve, who: Admin) -> list[LeaseJson]:
-        """Every open lease, oldest first."""
+    async def leases(service: Serve, who: Asker) -> list[LeaseJson]:
+        """Every open lease, or those that the caller asked for; oldest first."""
         return service.leases(who)
 
     @app.get("/v1/leases/{lease_id}")
@@ -155,9 +162,9 @@ def create_app(service: Service) -> FastAPI:
         service.end(lease_id, outcome, f"ended by {who.name}")
 
     @app.get("/v1/builds")
-    async def builds(service: Serve, _: Admin) -> list[BuildJson]:
-        """The last builds, youngest first."""
-        return service.builds()
+    async def builds(service: Serve, who: Asker) -> list[BuildJson]:
+        """The last builds, or those that the caller asked for; youngest first."""
+        return service.builds(who)
 
     @app.get("/v1/builds/{lease_id}")
     async def build(lease_id: str, service: Serve, _: Reader) -> BuildJson:
@@ -170,9 +177,9 @@ def create_app(service: Service) -> FastAPI:
         return await service.why(lease_id)
 
     @app.post("/v1/size")
-    async def size(form: SizeForm, service: Serve, _: Admin) -> SizingJson:
+    async def size(form: SizeForm, service: Serve, who: Asker) -> SizingJson:
         """What such a build would get now, and why; no lease is made."""
-        return await service.size(form.request())
+        return await service.size(form.request(), who)
 
     @app.get("/v1/builds/{lease_id}/usage")
     async def build_usage(lease_id: str, service: Serve, _: Reader) -> UsageJson:
@@ -216,12 +223,12 @@ def create_app(service: Service) -> FastAPI:
     ) -> TokenJson:
         """Docker's token protocol, with a Mayfly token as the password of Basic."""
         asked = docker.from_query(request.headers.get("authorization", ""), scope or [])
-        return _registry_token(service, asked)
+        return await _registry_token(service, asked)
 
     @app.post("/token")
     async def token_post(request: Request, service: Serve) -> TokenJson:
         """Docker's token protocol as an OAuth2 form (`password`, `refresh_token`)."""
-        return _registry_token(service, docker.from_form(await request.body()))
+        return await _registry_token(service, docker.from_form(await request.body()))
 
     return app
 
@@ -249,9 +256,9 @@ class _Bounded:
         await self._app(scope, bounded, send)
 
 
-def _registry_token(service: Service, asked: docker.Asked) -> TokenJson:
+async def _registry_token(service: Service, asked: docker.Asked) -> TokenJson:
     try:
-        return service.registry_token(asked)
+        return await service.registry_token(asked)
     except NotFound as error:  # the credential's own lease
         raise Unauthenticated(error.message) from None
 

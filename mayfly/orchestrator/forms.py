@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from mayfly.errors import UsageError
 from mayfly.model import LeaseRequest, Outcome
-from mayfly.registry.grants import check_repo
+from mayfly.registry.grants import LONGEST_NAME, REPOSITORY, check_repo
 from mayfly.spec import SpecForm
 
 CLAIMABLE = frozenset(
@@ -70,6 +70,9 @@ Text = Annotated[str, StringConstraints(max_length=255, pattern=_TEXT)]
 Reason = Annotated[str, StringConstraints(max_length=1000, pattern=_TEXT)]
 Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[!-~]+$")]
+Repository = Annotated[
+    str, StringConstraints(max_length=LONGEST_NAME, pattern=f"^(?:{REPOSITORY.pattern})$")
+]
 Phase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,31}$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)]
 Stop = Annotated[Outcome, AfterValidator(_stoppable)]
@@ -91,6 +94,7 @@ class LeaseForm(_Form):
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
     grow: bool = True
     spec: SpecForm | None = None
+    pushes: Annotated[tuple[Repository, ...], Field(max_length=64)] = ()
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})

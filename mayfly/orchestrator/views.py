@@ -11,6 +11,7 @@ from mayfly.config import Config
 from mayfly.model import OUTCOME_EXIT, Attempt, Lease, Size
 from mayfly.orchestrator import page, plan, states
 from mayfly.orchestrator.limits import Limits
+from mayfly.registry import grants
 from mayfly.usage import Evidence, Need, needs
 from mayfly.wire import (
     AskedJson,
@@ -24,6 +25,7 @@ from mayfly.wire import (
     SizeJson,
     StatusJson,
     StepJson,
+    TermsJson,
     UsageJson,
 )
 
@@ -76,6 +78,22 @@ def lease(
         "timings_s": dict(lease.timings_s),
         "relay_url": relay_url(config),
         "runner": runner,
+        "terms": terms(lease),
+    }
+
+
+def terms(lease: Lease) -> TermsJson:
+    """On which terms the lease was granted, and what follows for names."""
+    over = lease.terms
+    return {
+        "principal": over.principal,
+        "trusted": lease.trusted,
+        "why": over.why,
+        "slot": over.slot,
+        "images": list(grants.image_names(lease.request.repo, over.slot)),
+        "cache_to": grants.TRUSTED if lease.trusted else grants.UNTRUSTED,
+        "cache_from": [grants.TRUSTED] if lease.trusted else [grants.UNTRUSTED, grants.TRUSTED],
+        "largest": over.largest or None,
     }
 
 
