@@ -10,6 +10,7 @@ the file named by `MAYFLY_CONFIG` (default `/etc/mayfly/mayfly.toml`, which may 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -343,6 +344,120 @@ class Trust(_Section):
     )
 
 
+def _https(value: str) -> str:
+    if value and not re.match(
+        r"https://[^/@]+|http://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", value
+    ):
+        raise ValueError("write it as https://HOST, as in https://ci.example.org")
+    return value.rstrip("/")
+
+
+_Url = Annotated[str, AfterValidator(_https)]
+
+
+class Woodpecker(_Section):
+    """A Woodpecker server whose pipelines build here, by its secret extension: docs/trust.md."""
+
+    public_key: str = Field(
+        "",
+        description="The server's public key (PEM), as its `/api/signature/public-key` shows it; "
+        "empty: no server is believed.",
+    )
+    fingerprint: str = Field(
+        "",
+        pattern=r"^(sha256:[0-9a-f]{64})?$",
+        description="The SHA-256 of that key in DER, as in `sha256:1f…`: what is pinned.",
+    )
+    repos: _Repos = Field(("**",), description="Patterns of the repos that get tickets.")
+    secret: str = Field(
+        "mayfly_token",
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="Name of the secret that a pipeline finds its ticket in.",
+    )
+    plugin_images: tuple[str, ...] = Field(
+        (),
+        description="The only images that see the ticket; empty: this farm's "
+        "`images/mayfly/buildkit-launcher`, without a tag and with this version.",
+    )
+    url: _Url = Field(
+        "", description="Its address, to ask whether a pipeline has ended; empty: nobody is asked."
+    )
+    token: str = Field(
+        "", description="Access token for that; better given as MAYFLY_WOODPECKER__TOKEN."
+    )
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Woodpecker:
+        if bool(self.public_key) != bool(self.fingerprint):
+            raise ValueError("public_key and fingerprint go together")
+        if self.public_key and (found := _fingerprint(self.public_key)) != self.fingerprint:
+            raise ValueError(f"public_key has the fingerprint {found}, and not the pinned one")
+        if self.token and not self.url:
+            raise ValueError("token is for url, which is empty")
+        return self
+
+
+def _fingerprint(pem: str) -> str:
+    """Of an Ed25519 public key. Raises `ValueError` for what is none."""
+    # Only who has such a key pays for this import: commands have to start at once.
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        key = serialization.load_pem_public_key(pem.encode())
+    except ValueError:
+        raise ValueError("public_key is not a public key in PEM") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("public_key is not an Ed25519 key, which Woodpecker signs with")
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return f"sha256:{hashlib.sha256(der).hexdigest()}"
+
+
+Event = Literal["push", "tag", "release", "deployment", "cron", "manual", "pull_request"]
+Claim = Literal["repo", "event", "ref", "ref_type", "commit", "run"]
+
+
+class Issuer(_Section):
+    """A forge whose pipelines build here by OIDC tokens: docs/trust.md."""
+
+    kind: Literal["forgejo", "github", "gitlab"] = Field(
+        description="What its claims are called, and where its keys are."
+    )
+    issuer: _Url = Field(
+        min_length=1,
+        description="What its tokens name as `iss`, as in `https://git.example.org/api/actions`; "
+        "keys are fetched from there and from nowhere else.",
+    )
+    audience: str = Field(
+        "", description="What they must name as `aud`; empty: this farm's address."
+    )
+    repos: _Repos = Field(
+        min_length=1, description="Patterns of the repos that may build here, as in `acme/*`."
+    )
+    default_branch: str = Field(
+        "main", description="The default branch of its repos, which no token of a forge names."
+    )
+    default_branches: Mapping[str, str] = Field(
+        {}, description="Those of repos where it is another, by the repo's name."
+    )
+    claims: Mapping[Claim, str] = Field(
+        {},
+        description="Names of claims, where they are others than the kind's: `repo`, `event`, "
+        "`ref`, `ref_type`, `commit`, `run`.",
+    )
+    events: Mapping[str, Event] = Field(
+        {}, description="What the forge's own words for events stand for, beside the kind's."
+    )
+    keys: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~/-]*)?$",
+        description="Path of its key set below `issuer`; empty: the kind's.",
+    )
+    ca: str = Field("", description="PEM file with a CA that it is trusted by as well.")
+
+
 class Golden(_Section):
     """What goes into images that Mayfly makes."""
 
@@ -381,6 +496,10 @@ class Config(_Section):
     metrics: Metrics = Metrics()
     golden: Golden = Golden()
     trust: Trust = Trust()
+    woodpecker: Woodpecker = Woodpecker()
+    oidc: Mapping[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")], Issuer] = Field(
+        {}, description="Forges whose OIDC tokens are believed, each by a name of yours."
+    )
 
     @model_validator(mode="after")
     def _sizes_are_rungs(self) -> Config:
@@ -537,12 +656,15 @@ def reference() -> str:
         "",
     ]
     top = {n: f for n, f in Config.model_fields.items() if not _is_section(f.annotation)}
-    lines += _table("Top level", "", {n: f for n, f in top.items() if n != "ladder"})
+    sections: dict[str, type[BaseModel]] = {"oidc": Issuer, "ladder": Rung}
+    lines += _table("Top level", "", {n: f for n, f in top.items() if n not in sections})
     for name, field in Config.model_fields.items():
         if _is_section(field.annotation):
-            section: type[BaseModel] = field.annotation  # type: ignore[assignment]
-            lines += _table(f"`[{name}]`", section.__doc__ or "", section.model_fields)
-    lines += _table("`[ladder.NAME]`", top["ladder"].description or "", Rung.model_fields)
+            kind: type[BaseModel] = field.annotation  # type: ignore[assignment]
+            lines += _table(f"`[{name}]`", kind.__doc__ or "", kind.model_fields)
+    for name, section in sections.items():
+        about = top[name].description or ""
+        lines += _table(f"`[{name}.NAME]`", about, section.model_fields)
     lines += ["Default ladder:", "", "```toml"]
     for name, rung in DEFAULT_LADDER.items():
         lines += [f"[ladder.{name}]", *(f"{k} = {v}" for k, v in rung.model_dump().items()), ""]

@@ -115,6 +115,51 @@ class RunnerJson(TypedDict):
     token: str
 
 
+class GivenJson(TypedDict):
+    """A static token, as far as anybody but its holder may know it. `repos` are patterns."""
+
+    name: str
+    repos: list[str]
+    trusted: bool
+    created_at: str
+    expires_at: str | None
+
+
+class NewTokenJson(GivenJson):
+    """A static token that has just been made: the one time that it is shown."""
+
+    token: str
+
+
+class SecretJson(TypedDict):
+    """A secret as Woodpecker takes it: for steps with one of these images, on these events."""
+
+    name: str
+    value: str
+    images: list[str]
+    events: list[str]
+
+
+class SecretsJson(TypedDict):
+    """The answer of a secret extension."""
+
+    secrets: list[SecretJson]
+
+
+class CredentialJson(TypedDict):
+    """A registry's login as Woodpecker takes it."""
+
+    address: str
+    username: str
+    password: str
+
+
+class RegistriesJson(TypedDict):
+    """The answer of a registry extension."""
+
+    registries: list[CredentialJson]
+
+
 class TermsJson(TypedDict):
     """On which terms a lease was granted; `why` is for people.
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mayfly import __version__
 from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
 from mayfly.model import MIB, Outcome
-from mayfly.orchestrator import docker, metrics, page
+from mayfly.orchestrator import docker, metrics, page, trust_routes
 from mayfly.orchestrator.forms import LeaseForm, ReportForm, SizeForm, Stop
+from mayfly.orchestrator.rights import Admin, Asker, Holder, Reader, Serve, Who
 from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
-from mayfly.orchestrator.trust import Principal
 from mayfly.wire import (
     AskedJson,
     BeatJson,
@@ -40,47 +40,6 @@ MAX_BODY_BYTES = MIB
 log = structlog.get_logger("orchestrator.api")
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Serve = Annotated[Service, Depends(_service)]
-
-
-async def _principal(request: Request, service: Serve) -> Principal:
-    kind, _, credential = request.headers.get("authorization", "").partition(" ")
-    return await service.verify(credential.strip() if kind.lower() == "bearer" else "")
-
-
-Who = Annotated[Principal, Depends(_principal)]
-
-
-# Coroutines, so that they run where the store of leases may be read: on the loop's own thread.
-async def _admin(who: Who) -> Principal:
-    who.require_admin()
-    return who
-
-
-async def _asker(who: Who) -> Principal:
-    who.require_leasing()
-    return who
-
-
-async def _holder(lease_id: str, service: Serve, who: Who) -> Principal:
-    service.require(lease_id, who)
-    return who
-
-
-async def _reader(lease_id: str, service: Serve, who: Who) -> Principal:
-    service.require(lease_id, who, reading=True)
-    return who
-
-
-Asker = Annotated[Principal, Depends(_asker)]
-Admin = Annotated[Principal, Depends(_admin)]
-Holder = Annotated[Principal, Depends(_holder)]
-Reader = Annotated[Principal, Depends(_reader)]
 Offset = Annotated[int, Query(ge=0, le=2**53)]
 
 
@@ -230,6 +189,7 @@ def create_app(service: Service) -> FastAPI:
         """Docker's token protocol as an OAuth2 form (`password`, `refresh_token`)."""
         return await _registry_token(service, docker.from_form(await request.body()))
 
+    app.include_router(trust_routes.router)
     return app
 
 

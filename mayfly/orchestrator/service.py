@@ -31,7 +31,7 @@ from mayfly.model import (
 from mayfly.orchestrator import docker, plan, retry, states, views, watch
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.evidence import EvidenceFiles
-from mayfly.orchestrator.forms import ReportForm
+from mayfly.orchestrator.forms import ReportForm, TokenForm
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
@@ -41,6 +41,7 @@ from mayfly.orchestrator.sizing import explain
 from mayfly.orchestrator.sizing.decide import Decision as SizeDecision
 from mayfly.orchestrator.sizing.records import Records
 from mayfly.orchestrator.trust import Principal, Trust, covers, policy
+from mayfly.orchestrator.trust import static as static_tokens
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
 from mayfly.usage import Evidence, needs
@@ -50,6 +51,7 @@ from mayfly.wire import (
     BeatJson,
     BuildJson,
     LeaseJson,
+    NewTokenJson,
     SizingJson,
     StatusJson,
     TokenJson,
@@ -105,7 +107,7 @@ class Service:
         self._limits = limits
         self._ledger = ledger
         self._reconciler = reconciler
-        self._trust = trust
+        self.trust = trust
         self._signer = signer
         self._logs = logs
         self._evidence = evidence
@@ -117,7 +119,7 @@ class Service:
 
     async def verify(self, credential: str) -> Principal:
         """Who is asking. Raises `Unauthenticated`."""
-        return await self._trust.verify(credential, self._clock())
+        return await self.trust.verify(credential, self._clock())
 
     def require(self, lease_id: str, who: Principal, *, reading: bool = False) -> None:
         """Raises `Denied` unless the caller is the administrator, the lease's holder, or the one
@@ -180,7 +182,28 @@ class Service:
         return self._view(self._ledger.get(lease_id), who)
 
     def _terms(self, request: LeaseRequest, who: Principal) -> policy.Decision:
-        return policy.decide(who, request, self._config.trust, self._config.untrusted_size.name)
+        """The terms for a request. Raises `Denied`.
+
+        A commit that this shows to be on a trusted branch is remembered, for a tag on it.
+        """
+        options, largest = self._config.trust, self._config.untrusted_size.name
+        seen = self.trust.seen(who.origin)
+        terms = policy.decide(who, request, options, largest, seen=seen)
+        if who.origin is not None and not seen and policy.proves_commit(who.origin, options):
+            self.trust.store.see(who.origin.repo, who.origin.commit, self._clock())
+        return terms
+
+    def give_token(self, form: TokenForm) -> NewTokenJson:
+        """A new static token. Raises `Conflict` for a name that is taken."""
+        token, one = static_tokens.create(
+            self.trust.store,
+            form.name,
+            form.repos,
+            trusted=form.trusted,
+            life_s=form.life_s,
+            now=self._clock(),
+        )
+        return {**views.given(one), "token": token}
 
     async def _sized(self, request: LeaseRequest, largest: str) -> SizeDecision:
         """The size for a request, none larger than `largest`. Raises as `ask` does."""
@@ -367,7 +390,7 @@ class Service:
         `Unauthenticated` for a wrong credential, and for a lease that has no runner now.
         """
         now = self._clock()
-        who = await self._trust.verify(asked.credential, now)
+        who = await self.trust.verify(asked.credential, now)
         end = now + timedelta(seconds=REGISTRY_TOKEN_S)
         if who.admin:
             access = grants.intersect(asked.scopes, grants.EVERYTHING)

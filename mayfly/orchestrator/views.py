@@ -12,11 +12,13 @@ from mayfly.model import OUTCOME_EXIT, Attempt, Lease, Size
 from mayfly.orchestrator import page, plan, states
 from mayfly.orchestrator.limits import Limits
 from mayfly.registry import grants
+from mayfly.store.trust import Given
 from mayfly.usage import Evidence, Need, needs
 from mayfly.wire import (
     AskedJson,
     AttemptJson,
     BuildJson,
+    GivenJson,
     GoldenJson,
     LeaseJson,
     PointJson,
@@ -79,6 +81,17 @@ def lease(
         "relay_url": relay_url(config),
         "runner": runner,
         "terms": terms(lease),
+    }
+
+
+def given(one: Given) -> GivenJson:
+    """A static token, without what opens anything."""
+    return {
+        "name": one.name,
+        "repos": list(one.repos),
+        "trusted": one.trusted,
+        "created_at": time(one.created_at),
+        "expires_at": _maybe(one.expires_at),
     }
 
 

@@ -13,7 +13,12 @@ from mayfly.registry.tokens import Verifier
 
 ADMIN_PREFIX = "mayfly_admin_"
 
-HINT = "MAYFLY_TOKEN must be what the farm's own `admin.token` holds"
+_ADMIN = "MAYFLY_TOKEN must be what the farm's own `admin.token` holds"
+
+HINT = (
+    "MAYFLY_TOKEN must be what the farm's own `admin.token` holds, a token of `mayfly token`, "
+    "or one that a forge in the farm's configuration gave"
+)
 
 
 def admin(sha256_hex: str) -> Verify:
@@ -24,7 +29,7 @@ def admin(sha256_hex: str) -> Verify:
             return None
         presented = hashlib.sha256(credential.encode()).hexdigest()
         if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
-            raise Unauthenticated("the admin token is not this farm's", hint=HINT)
+            raise Unauthenticated("the admin token is not this farm's", hint=_ADMIN)
         return Principal("admin", admin=True)
 
     return verify

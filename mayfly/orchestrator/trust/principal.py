@@ -12,6 +12,9 @@ from mayfly.errors import Denied
 PATTERN = re.compile(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*")
 """What a pattern of repos is written with: parts separated by /, lower-case."""
 
+_PULL_REF = re.compile(r"refs/(?:pull|merge-requests|pull-requests)/([0-9]{1,9})/.+")
+"""Of Forgejo, Gitea and GitHub; of GitLab; of Bitbucket (Woodpecker's `server/forge/*`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -81,6 +84,12 @@ def covers(patterns: Iterable[str], repo: str) -> bool:
     more parts: `team/*` covers team/app, `group/**` also group/sub/app, `**` every repo.
     """
     return any(_expression(pattern).fullmatch(repo) for pattern in patterns)
+
+
+def pull_request_of(ref: str) -> int:
+    """The number of the pull request whose ref this is; 0 for any other ref. Pure."""
+    found = _PULL_REF.fullmatch(ref)
+    return int(found[1]) if found else 0
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
