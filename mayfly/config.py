@@ -636,7 +636,10 @@ def _fault(error: Any, origin: Mapping[str, str], default: str) -> str:
     if error["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown option - remove it, or see docs/configuration.md"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{source}: {where} = {error['input']!r}: {message[:1].lower()}{message[1:]}"
+    said = f"{message[:1].lower()}{message[1:]}"
+    if isinstance(error["input"], Mapping):  # a whole section, which may have a secret in it
+        return f"{source}: {where}: {said}" if where else f"{source}: {said}"
+    return f"{source}: {where} = {error['input']!r}: {said}"
 
 
 def _parents(where: str) -> list[str]:

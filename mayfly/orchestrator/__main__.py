@@ -155,7 +155,15 @@ def _secret(path: Path) -> bytes:
 
 def main() -> int:
     """The exit status: 0 after a signal, else that of the error, told in one line on stderr."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        # The default shows the local variables of every frame, and so tokens.
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     try:
         config = load()
         asyncio.run(serve(config, vm.provider(config)))

@@ -20,8 +20,7 @@ from datetime import datetime
 
 from mayfly.config import Config
 from mayfly.errors import ConfigError, Unauthenticated
-from mayfly.orchestrator.trust import static
-from mayfly.orchestrator.trust.oidc import oidc
+from mayfly.orchestrator.trust import oidc, static
 from mayfly.orchestrator.trust.own import HINT, admin, lease_holder, reader
 from mayfly.orchestrator.trust.pipelines import Pipelines
 from mayfly.orchestrator.trust.principal import Origin, Principal, Verify, covers
@@ -84,7 +83,7 @@ def build(
     issuers = []
     for name, options in config.oidc.items():
         try:
-            issuers.append(oidc(name, options, config.url, config.trust.clock_skew_s))
+            issuers.append(oidc.verifier(name, options, config.url, config.trust.clock_skew_s))
         except OSError as error:
             raise ConfigError([f"oidc.{name}.ca = {options.ca!r}: {error}"]) from None
     verifiers = (

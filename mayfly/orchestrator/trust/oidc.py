@@ -162,7 +162,7 @@ class Keys:
                 raise Unauthenticated(f"the token's key is none of {self._url}") from None
 
 
-def oidc(name: str, options: Issuer, audience: str, skew_s: float) -> Verify:
+def verifier(name: str, options: Issuer, audience: str, skew_s: float) -> Verify:
     """The tokens of one configured issuer.
 
     Raises `OSError` (`ssl.SSLError`) when its CA cannot be read.

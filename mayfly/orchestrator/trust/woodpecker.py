@@ -101,7 +101,7 @@ class Woodpecker:
         # The plugin's event filter knows one word for all events of pull requests.
         event = "pull_request" if _is_pull(asked.pipeline.event) else asked.pipeline.event
         secret = self._config.woodpecker.secret
-        log.info("ticket given", pipeline=name, event=event, branch=origin.branch)
+        log.info("ticket given", pipeline=name, on=event, branch=origin.branch)
         return {
             "secrets": [
                 {"name": secret, "value": value, "images": list(self.images()), "events": [event]}
