@@ -15,7 +15,7 @@ ENDED = frozenset({"success", "failure", "killed", "canceled", "error", "decline
 """Of the words in Woodpecker's `server/model/const.go`, those after which nothing runs."""
 
 TIMEOUT_S = 3.0
-FRESH_S = 5.0
+FRESH_S = 2.0
 """For how long a pipeline that runs is not asked about again."""
 
 REMEMBERED = 1000
