@@ -27,10 +27,12 @@ from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.service import Service
 from mayfly.orchestrator.sizing.records import Records
+from mayfly.orchestrator.trust.pipelines import Pipelines
 from mayfly.registry import tokens
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
+from mayfly.store.trust import TrustStore
 from mayfly.vm.fake import Fake
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -163,6 +165,7 @@ async def farm(
     cores: int = 4,
     reconciling: bool = True,
     past: MetricsStore | None = None,
+    pipelines: Pipelines | None = None,
 ) -> AsyncIterator[Farm]:
     """An orchestrator with its loops running. Leaving it is its death: rows stay as they are."""
     provider, edge, clock = provider or Fake(), edge or FakeEdge(), clock or Clock()
@@ -174,6 +177,7 @@ async def farm(
         Metrics(),
     )
     past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
+    admin, trusting = hashlib.sha256(ADMIN.encode()).hexdigest(), TrustStore(home / "trust")
     records = Records(past, spool, room, metrics, clock, config.metrics)
     ledger = Ledger(store, Hub(), metrics, records.closed)
     evidence = EvidenceFiles(home / "usage")
@@ -183,13 +187,7 @@ async def farm(
         room,
         ledger,
         reconciler,
-        trust.Trust(
-            [
-                trust.admin(hashlib.sha256(ADMIN.encode()).hexdigest()),
-                trust.reader(tokens.Verifier(tokens.public(SIGNING), tokens.PAGE)),
-                trust.lease_holder(tokens.Verifier(tokens.public(SIGNING), tokens.API)),
-            ]
-        ),
+        trust.build(config, admin, SIGNING, trusting, clock, pipelines=pipelines),
         tokens.Signer(SIGNING),
         Logs(home / "logs"),
         evidence,
@@ -217,3 +215,4 @@ async def farm(
         await past.close()
         spool.close()
         store.close()
+        trusting.close()

@@ -166,6 +166,9 @@ ROUTES = [
     ("POST", "/v1/size"),
     ("GET", "/v1/builds/x/log"),
     ("GET", "/v1/builds/x/usage"),
+    ("GET", "/v1/tokens"),
+    ("POST", "/v1/tokens"),
+    ("DELETE", "/v1/tokens/x"),
     ("GET", "/v1/status"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
@@ -177,10 +180,15 @@ def test_the_table_above_has_every_route(tmp_path: Path) -> None:
     from mayfly.orchestrator.api import create_app
 
     paths: dict[str, Any] = create_app(None).openapi()["paths"]  # type: ignore[arg-type]
-    declared = {(m.upper(), p.replace("{lease_id}", "x")) for p in paths for m in paths[p]}
+    declared = {
+        (m.upper(), p.replace("{lease_id}", "x").replace("{name}", "x"))
+        for p in paths
+        for m in paths[p]
+    }
     tested = {(method, path.partition("?")[0]) for method, path in ROUTES}
     page = ("GET", "/builds/{build_id}")  # a file that is the same for everybody
-    assert declared - tested == {("GET", "/healthz"), ("POST", "/token"), page}
+    signed = {("POST", f"/v1/woodpecker/{name}") for name in ("secrets", "registries")}
+    assert declared - tested == {("GET", "/healthz"), ("POST", "/token"), page, *signed}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
