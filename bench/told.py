@@ -47,9 +47,14 @@ class Told:
 async def told(bench: Bench, context: Path, size: str, *flags: str, fails: bool = False) -> Told:
     """Run it from nothing, in that size, and wait until its runner has gone.
 
+    Its layer cache is one that nobody has: `--no-cache` would be for the second attempt as well,
+    and that is to find what the first has done.
+
     Raises `InfrastructureError` when it fails, unless it may (`fails`).
     """
-    words = ["--no-cache", "--progress", "plain", "--mayfly-repo", REPO, "--mayfly-size", size]
+    key = f"{context.name}-{time.time_ns()}"
+    words = ["--progress", "plain", "--mayfly-repo", REPO, "--mayfly-size", size]
+    words += ["--mayfly-cache-key", key]
     began_s = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mayfly.cli.main", "build", *words, *flags, str(context)),
