@@ -40,6 +40,7 @@ def buildkit(there: Elsewhere, folder: Path) -> Iterator[Path]:
         *(str(tools.tools_dir() / "buildkitd"), "--root", str(root / "root")),
         *("--addr", f"unix://{root / 'sock'}", "--config", str(root / "buildkitd.toml")),
         *("--oci-worker-snapshotter=native", "--containerd-worker=false"),
+        *("--oci-worker=true", "--oci-worker-binary", shutil.which("crun") or "runc"),
     ]
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(argv, stderr=log)
