@@ -184,7 +184,9 @@ class History:
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """What a client asks for. `size` is a rung's name, or empty for what sizing decides; `grow`
-    is whether its runner may be given more memory while it runs.
+    is whether its runner may be given more memory while it runs. `pipeline` is the CI's number of
+    what the build belongs to (a label); `supersede` ends older builds of the same that belong to
+    another.
     """
 
     repo: str
@@ -196,6 +198,8 @@ class LeaseRequest:
     languages: tuple[str, ...] = ()
     spec: BuildSpec | None = None
     grow: bool = True
+    pipeline: str = ""
+    supersede: bool = False
 
 
 @dataclass(frozen=True, slots=True)

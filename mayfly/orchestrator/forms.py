@@ -91,6 +91,8 @@ class LeaseForm(_Form):
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
     grow: bool = True
     spec: SpecForm | None = None
+    pipeline: Text = ""
+    supersede: bool = False
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow, tools
-from mayfly.build import ssh
+from mayfly.build import pair, ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
-from tests.build.fake_runner import fake_runner
+from tests.build.fake_runner import fake_runner, pair_of
 from tests.farm.elsewhere import USER, Elsewhere, elsewhere
 from tests.flow.fake_farm import FakeFarm
 
@@ -71,7 +71,7 @@ async def build(there: Elsewhere, folder: Path, *words: str) -> str:
     request = flow.prepare(given, config, environ, folder)
     key = ssh.new_key()
     with pytest.MonkeyPatch.context() as patch, buildkit(there, folder) as socket:
-        patch.setattr(ssh, "new_key", lambda: key)
+        patch.setattr(pair, "new", lambda: pair_of(key))
         async with fake_runner(ssh.public_line(key), socket) as runner, asyncio.timeout(120):
             farm = FakeFarm(runner)
             result = await flow.build(request, farm, config, print)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, holding, reconnect, ssh
+from mayfly.build import args, bake, holding, pair, reconnect, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import (
@@ -27,7 +27,7 @@ from mayfly.errors import (
     Terminated,
 )
 from mayfly.model import BuildSpec, Outcome
-from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
+from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner, pair_of
 from tests.build.test_ssh import echo
 from tests.build.third_party import third_party
 from tests.flow.fake_farm import FakeFarm
@@ -92,7 +92,7 @@ BUILDX = """
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> ssh.Key:
     made = ssh.new_key()
-    monkeypatch.setattr(ssh, "new_key", lambda: made)
+    monkeypatch.setattr(pair, "new", lambda: pair_of(made))
     return made
 
 
