@@ -41,8 +41,12 @@ def buildkit(there: Elsewhere, folder: Path) -> Iterator[Path]:
         *("--addr", f"unix://{root / 'sock'}", "--config", str(root / "buildkitd.toml")),
         *("--oci-worker-snapshotter=native", "--containerd-worker=false"),
     ]
+    # By the name that buildkitd looks for; setup installs crun.
+    (root / "bin").mkdir()
+    (root / "bin" / "runc").symlink_to(shutil.which("runc") or shutil.which("crun") or "")
+    path = f"{root / 'bin'}:{os.environ['PATH']}"
     with (root / "log").open("wb") as log:
-        process = subprocess.Popen(argv, stderr=log)
+        process = subprocess.Popen(argv, stderr=log, env=os.environ | {"PATH": path})
     try:
         while not (root / "sock").exists():
             assert process.poll() is None, (root / "log").read_text()
