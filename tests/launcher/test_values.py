@@ -42,6 +42,7 @@ def test_pairs_are_what_they_are_however_they_are_written(
     [
         ("type=registry,ref=a/b,mode=max", ("type=registry,ref=a/b,mode=max",)),
         ("type=registry,ref=a,type=local,src=x", ("type=registry,ref=a", "type=local,src=x")),
+        ("type=registry,ref=a,acme/app", ("type=registry,ref=a", "acme/app")),
         ("acme/app,acme/base:1", ("acme/app", "acme/base:1")),
         ('["type=local,src=x","acme/app"]', ("type=local,src=x", "acme/app")),
         ('{"type":"registry","ref":"a"}', ("type=registry,ref=a",)),
