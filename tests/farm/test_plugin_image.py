@@ -25,7 +25,7 @@ LARGEST_BYTES = 120 * 10**6
 def test_the_plugins_image_is_built_by_a_farm_and_builds_on_it(
     farm: Farm, python_base: str, context: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    script = [ROOT / "scripts/plugin-image", "--mayfly-size", "t3"]
+    script = [str(ROOT / "scripts/plugin-image"), "--mayfly-size", "t3"]
     subprocess.run(script, env=farm.env, check=True, timeout=500)
     token = (farm.config.state / "admin.token").read_text().strip()
     image = f"docker://{farm.config.registry_host}/{NAME}:latest"
