@@ -148,7 +148,7 @@ def test_nothing_raises_on_the_way_to_a_build_either(
     monkeypatch.chdir(tmp_path)
     ci = {"CI_REPO": "team/app", "CI_COMMIT_REF": "refs/heads/main"}
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(sets())
     def run(drawn: tuple[dict[str, str], dict[str, Any], set[str]]) -> None:
         environ, _, odd = drawn
