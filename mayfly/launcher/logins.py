@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mayfly.launcher.values import Login
-from mayfly.registry.credentials import key_of
-from mayfly.registry.reference import DOCKER_HUB
+from mayfly.registry.reference import DOCKER_HUB, key_of
 
 _HUB_NAMES = frozenset({"", "docker.io", "index.docker.io", "registry-1.docker.io"})
 
