@@ -15,14 +15,15 @@ from urllib.parse import urlsplit
 
 from mayfly.build.args import is_remote, parse_fields, pushes, streams
 from mayfly.launcher import logins, tags
-from mayfly.launcher.settings import PREFIX, SPEC_FIELDS
+from mayfly.launcher.settings import PREFIX, SPEC_FIELDS, TABLE
 from mayfly.launcher.values import Given, Login, secret_fields
 
 LABEL = "org.opencontainers.image."
 USUAL_TAGS_FILE = ".tags"
 SECRET_VARIABLE = "MAYFLY_SECRET_"  # noqa: S105 - the variable's name
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
-_FARM = frozenset({"MAYFLY_URL", "MAYFLY_TOKEN", "MAYFLY_CA"})
+_OURS = frozenset(name for setting in TABLE.values() for name in setting.environ)
+"""Variables that are settings, and nobody else's business."""
 
 Files = Mapping[str, str | None]
 """What was read, by name; None for a file that is not there or cannot be read."""
@@ -110,13 +111,13 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if not name.startswith(PREFIX) and name not in _FARM | {"DOCKER_AUTH_CONFIG"}
+        if not name.startswith(PREFIX) and name not in _OURS | {"DOCKER_AUTH_CONFIG"}
     }
 
 
 def _farm(given: Given, environ: Mapping[str, str], faults: list[str]) -> dict[str, str]:
     """MAYFLY_* for the client's configuration: what the step has, and what settings say."""
-    found = {n: v for n, v in environ.items() if n.startswith("MAYFLY_") and n not in _FARM}
+    found = {n: v for n, v in environ.items() if n.startswith("MAYFLY_") and n not in _OURS}
     url, token = given.text("url"), given.text("token")
     found |= {n: v for n, v in (("MAYFLY_URL", url), ("MAYFLY_TOKEN", token)) if v}
     if url and not token:
@@ -366,6 +367,7 @@ def _logins(given: Given, faults: list[str]) -> Iterator[Login]:
 def _hidden(given: Given, environ: Mapping[str, str], files: Files) -> Iterator[str]:
     """What else must not be seen: the token, secrets of the build, passwords of proxies."""
     yield from (given.text("token"), given.text("password"))
+    yield environ.get("CI_NETRC_PASSWORD", "")  # Woodpecker's own, at the forge
     for entry, value in _secrets(given):
         if value is not None:
             yield value

@@ -42,7 +42,8 @@ class Use(StrEnum):
 class Setting:
     """One setting. `doc` is one sentence for people: of one that is not used, why it has no effect,
     or what to do instead. `default` is what an absent one amounts to, as it would be written.
-    `secret` values never appear in a log. `environ` names variables that count where it is absent.
+    `secret` values never appear in a log. `environ` names variables that count where it is absent,
+    and that nothing else of a build gets.
     """
 
     name: str
@@ -53,7 +54,6 @@ class Setting:
     secret: bool = False
     use: Use = Use.USED
     environ: tuple[str, ...] = ()
-    group: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,9 +154,15 @@ CACHE = (
     _used("cache_key", Kind.TEXT, "the farm's layer cache of the repo to use; default: the target"),
 )
 LOGIN = (
-    _used("registry", Kind.TEXT, "registry of `username` and `password`", "docker.io"),
-    _used("username", Kind.TEXT, "name to log in with"),
-    Setting("password", Kind.TEXT, "password or token to log in with", secret=True),
+    Setting(
+        "registry", Kind.TEXT, "registry of `username` and `password`", "docker.io",
+        environ=("DOCKER_REGISTRY",),
+    ),
+    Setting("username", Kind.TEXT, "name to log in with", environ=("DOCKER_USERNAME",)),
+    Setting(
+        "password", Kind.TEXT, "password or token to log in with", secret=True,
+        environ=("DOCKER_PASSWORD",),
+    ),
     Setting(
         "logins",
         Kind.LOGINS,
@@ -164,7 +170,7 @@ LOGIN = (
         secret=True,
     ),
     Setting("config", Kind.TEXT, "Docker's config.json, of which `auths` count", secret=True),
-)
+)  # fmt: skip
 FARM = (
     Setting(
         "url", Kind.TEXT, "the farm's address, as `https://registry.mayfly.internal:5000`",

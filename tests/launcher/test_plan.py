@@ -164,6 +164,16 @@ def test_secrets_go_by_variables_and_nothing_else_of_the_settings_does() -> None
     assert "hush" not in shown
 
 
+def test_logins_by_variables_are_taken_and_passed_to_nobody() -> None:
+    ci = {**CI, "DOCKER_USERNAME": "me", "DOCKER_PASSWORD": "hush", "CI_NETRC_PASSWORD": "hushed"}
+    made = of(None, ci, repo="a/b")
+    assert made.faults == ()
+    auths = json.loads(made.environ["DOCKER_AUTH_CONFIG"])["auths"]
+    assert set(auths) == {"https://index.docker.io/v1/"}
+    assert not {"DOCKER_USERNAME", "DOCKER_PASSWORD"} & set(made.environ)
+    assert {"hush", "hushed"} <= set(made.secrets)
+
+
 def test_a_secret_may_be_named_by_variable_or_file() -> None:
     made = of(
         files={"key": "first\nsecond\n"},
