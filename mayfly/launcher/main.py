@@ -100,8 +100,14 @@ def _run(made: Plan, say: Say) -> int:
 
 
 def _prepared(made: Plan) -> tuple[Request, Config, Client]:
-    """The build, its configuration and the farm. Raises every fault there is, at once."""
-    from mayfly import client, config, flow
+    """The build, its configuration and the farm. Raises every fault there is, at once.
+
+    The farm's client (its certificates take time to read) is made while another process evaluates
+    the build spec.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from mayfly import config, flow
     from mayfly.model import BuildSpec
 
     found: list[MayflyError] = [UsageError(fault) for fault in made.faults]
@@ -113,21 +119,30 @@ def _prepared(made: Plan) -> tuple[Request, Config, Client]:
     except MayflyError as error:
         found.append(error)
         settings = config.Config()
-    try:
-        request = flow.prepare(made.argv, settings, made.environ, Path.cwd())
-    except MayflyError as error:
-        found += [error, *error.also]
-    try:
-        with _certificate(made) as farm:
-            api = client.from_environment(settings, farm)
-    except MayflyError as error:
-        found.append(error)
+    with ThreadPoolExecutor(1) as beside:
+        making = beside.submit(_client, made, settings)
+        try:
+            request = flow.prepare(made.argv, settings, made.environ, Path.cwd())
+        except MayflyError as error:
+            found += [error, *error.also]
+        try:
+            api = making.result()
+        except MayflyError as error:
+            found.append(error)
     if found or request is None or api is None:
         raise together(found)
     if made.declares:
         declared = asdict(request.spec or BuildSpec()) | dict(made.declares)
         request = replace(request, spec=BuildSpec(**declared))
     return replace(request, supersede=made.supersede, secrets=made.secrets), settings, api
+
+
+def _client(made: Plan, settings: Config) -> Client:
+    """The farm's client. Raises `UsageError` and `Denied`."""
+    from mayfly import client
+
+    with _certificate(made) as farm:
+        return client.from_environment(settings, farm)
 
 
 @contextmanager
