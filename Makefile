@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`. Every other target is here too; `make` alone
 # lists them.
-.PHONY: help setup demo up test lint check-long check-real bench lock clean
+.PHONY: help setup demo up test lint check-long check-real bench plugin lock clean
 venv := .venv/bin
 
 help: ## list the targets
@@ -33,6 +33,9 @@ check-real: setup ## run the tests that need zot, woodpecker-cli, nsc and surrea
 
 bench: setup ## measure (all, or ROWS="lease sizes"), and write docs/benchmarks.md
 	@$(venv)/python -m bench $(ROWS)
+
+plugin: setup ## build the Woodpecker plugin's image on the running farm, and push it there
+	@scripts/plugin-image
 
 lock: setup ## write the Python lock files again, with the newest versions
 	@scripts/lock

@@ -14,6 +14,7 @@ from bench.lease import lease, sizes
 from bench.memory import memory
 from bench.neighbour import neighbour
 from bench.page import Found
+from bench.plugin import plugin
 from bench.quality import quality
 from bench.retry import second_runner, warm_retry
 from bench.sampling import sampling
@@ -27,6 +28,7 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "together": together,
     "memory": memory,
     "overhead": overhead,
+    "plugin": plugin,
     "warmth": warmth,
     "context": context,
     "neighbour": neighbour,

@@ -3,25 +3,28 @@
 An error that the service reports is raised as the class of `errors.py` that has its code. A
 service that does not answer, or an edge that cannot reach it, raises `Unreachable`: leases and
 runners outlive both, so the same call may be made again (a creation with the same key).
+
+Asking for a lease takes the standard library only: httpx and what comes with it are loaded while
+the runner is being made, and not before it is asked for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import http.client
 import ipaddress
 import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
-from urllib.parse import quote
-
-import httpx
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote, urlsplit
 
 from mayfly import errors
 from mayfly.config import Config
@@ -42,6 +45,9 @@ from mayfly.wire import (
     WhyJson,
 )
 
+if TYPE_CHECKING:
+    import httpx
+
 TIMEOUT_S = 10.0
 LONGEST_WAIT_S = 25.0
 """What the service holds a long poll for at most."""
@@ -56,6 +62,7 @@ class Client:
 
     `ca` is a PEM file trusted beside the system's certificates. Proxies of the environment are
     not used: a farm is dialled directly, as its relay is. Raises `UsageError` for a bad `ca`.
+    `on_lease` is told the id and the token of each lease that is asked for.
     """
 
     def __init__(
@@ -69,13 +76,26 @@ class Client:
         self.url = url.rstrip("/")
         self.tls = tls_context(ca) if self.url.startswith("https:") else None
         self.token = token
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            timeout=TIMEOUT_S,
-            trust_env=False,
-            verify=self.tls or False,
-            transport=transport,
-        )
+        self.on_lease: Callable[[str, str], None] = lambda lease, token: None
+        self._transport = transport
+        self._made: list[httpx.AsyncClient] = []
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        """The connections, shared with the clients that `holding` makes."""
+        if not self._made:
+            import httpx
+
+            self._made.append(
+                httpx.AsyncClient(
+                    base_url=self.url,
+                    timeout=TIMEOUT_S,
+                    trust_env=False,
+                    verify=self.tls or False,
+                    transport=self._transport,
+                )
+            )
+        return self._made[0]
 
     async def __aenter__(self) -> Client:
         return self
@@ -86,7 +106,8 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        for made in self._made:
+            await made.aclose()
 
     def holding(self, token: str) -> Client:
         """The same farm with a lease's token; it lives and closes with this client."""
@@ -99,10 +120,37 @@ class Client:
 
         Raises `UsageError`, `TooBig`, `MachineUnfit`, `Denied`.
         """
-        answer = await self._call(
-            "POST", "/v1/leases", json=asdict(request), headers={"Idempotency-Key": idempotency_key}
+        headers = {"Idempotency-Key": idempotency_key}
+        if self._transport is None:
+            body = json.dumps(asdict(request)).encode()
+            headers |= {"Content-Type": "application/json", **self._bearer}
+            told = json.loads(await asyncio.to_thread(self._post, "/v1/leases", headers, body))
+        else:
+            answer = await self._call("POST", "/v1/leases", json=asdict(request), headers=headers)
+            told = answer.json()
+        asked = cast(AskedJson, told)
+        self.on_lease(asked["id"], asked["token"])
+        return asked
+
+    def _post(self, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        """The answer's body. Raises as `_call` does."""
+        where = urlsplit(self.url)
+        link = (
+            http.client.HTTPSConnection(where.netloc, timeout=TIMEOUT_S, context=self.tls)
+            if self.tls
+            else http.client.HTTPConnection(where.netloc, timeout=TIMEOUT_S)
         )
-        return cast(AskedJson, answer.json())
+        try:
+            link.request("POST", f"{where.path}{path}", body, dict(headers))
+            answer = link.getresponse()
+            said = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        finally:
+            link.close()
+        if not 200 <= answer.status < 300:
+            raise _error(answer.status, answer.reason, said, self.url)
+        return said
 
     async def lease(self, lease: str, *, wait_s: float = 0, since: str = "") -> LeaseJson:
         """The lease, as soon as its state is not `since`, or after `wait_s` seconds (25 at most).
@@ -237,6 +285,8 @@ class Client:
     async def _call(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any
     ) -> httpx.Response:
+        import httpx
+
         try:
             answer = await self._http.request(
                 method, path, headers={**(headers or {}), **self._bearer}, **more
@@ -244,7 +294,7 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if not answer.is_success:
-            raise _error(answer, self.url)
+            raise _error(answer.status_code, answer.reason_phrase, answer.content, self.url)
         return answer
 
     @property
@@ -253,6 +303,8 @@ class Client:
 
     @asynccontextmanager
     async def _stream(self, path: str, **more: Any) -> AsyncIterator[httpx.Response]:
+        import httpx
+
         try:
             # Silence is normal in a stream; the service sends a comment every 10 s.
             timeout = httpx.Timeout(TIMEOUT_S, read=3 * TIMEOUT_S)
@@ -260,13 +312,13 @@ class Client:
                 "GET", path, headers=self._bearer, timeout=timeout, **more
             ) as answer:
                 if not answer.is_success:
-                    await answer.aread()
-                    raise _error(answer, self.url)
+                    said = await answer.aread()
+                    raise _error(answer.status_code, answer.reason_phrase, said, self.url)
                 yield answer
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+    def _unreachable(self, error: Exception) -> Unreachable:
         why = str(error) or type(error).__name__
         hint = "set MAYFLY_CA to the farm's ca.crt" if "CERTIFICATE_VERIFY" in why else HINT
         return Unreachable(f"Mayfly does not answer at {self.url}: {why}", hint=hint)
@@ -299,14 +351,15 @@ def from_environment(config: Config, environ: Mapping[str, str] | None = None) -
 def _check_url(url: str) -> None:
     """Raises `UsageError` for a MAYFLY_URL that cannot be dialled, or not without being read."""
     try:
-        parsed = httpx.URL(url)
-        is_url = parsed.scheme in ("https", "http") and parsed.host != ""
-        is_url = is_url and (parsed.port is None or 0 < parsed.port < 2**16)
-    except (httpx.InvalidURL, ValueError):  # idna's errors are ValueErrors
+        parsed = urlsplit(url)
+        host = parsed.hostname or ""
+        is_url = parsed.scheme in ("https", "http") and host.encode("idna").decode("idna") != ""
+        is_url = is_url and parsed.port != 0 and url.isprintable() and " " not in url
+    except ValueError:  # idna's errors are ValueErrors
         is_url = False
     if not is_url:
         raise UsageError(f"MAYFLY_URL={url!r} is not a URL", hint="as in https://farm.example:5000")
-    if parsed.scheme == "http" and not _is_loopback(parsed.host):
+    if parsed.scheme == "http" and not _is_loopback(host):
         raise UsageError(
             f"MAYFLY_URL={url!r} would send the token unencrypted", hint="use https://"
         )
@@ -386,12 +439,12 @@ def _part(given: str, what: str, see: str) -> str:
     return quote(given, safe="")
 
 
-def _error(answer: httpx.Response, url: str) -> errors.MayflyError:
+def _error(status: int, reason: str, said: bytes, url: str) -> errors.MayflyError:
     """The error in an answer's body; `Unreachable` when a proxy answered for the service."""
     try:
-        body = answer.json()["error"]
+        body = json.loads(said)["error"]
         code, message, hint = str(body["code"]), str(body["message"]), str(body.get("hint", ""))
     except (ValueError, KeyError, TypeError):
-        said = f"{answer.status_code} {answer.reason_phrase}"
-        return Unreachable(f"{url} answered {said}, which is not Mayfly's", hint=HINT)
-    return errors.from_code(code, message, hint=hint, http_status=answer.status_code)
+        answered = f"{status} {reason}"
+        return Unreachable(f"{url} answered {answered}, which is not Mayfly's", hint=HINT)
+    return errors.from_code(code, message, hint=hint, http_status=status)

@@ -36,7 +36,8 @@ class MayflyError(Exception):
     """A fault that a person reads: what was wrong and where, and what to do about it.
 
     `message` is one line. `hint`, when there is one, is the next step in the imperative; it is
-    printed on the same line after a dash, so that one fault stays one line.
+    printed on the same line after a dash, so that one fault stays one line. `also` are faults
+    that were found at the same time (`together`).
     """
 
     code: ClassVar[str] = "internal"
@@ -48,6 +49,7 @@ class MayflyError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.also: tuple[MayflyError, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.message} - {self.hint}" if self.hint else self.message
@@ -195,6 +197,17 @@ class Terminated(MayflyError):
     """Ended by SIGTERM."""
 
     code, exit_status, http_status = "terminated", 143, 409
+
+
+def together(found: Sequence[MayflyError]) -> MayflyError:
+    """Several faults as one error: the one with the lowest exit status, with the others in `also`.
+
+    So a wrong use (2) goes before a wrong build spec (3), and that before a denied push (10).
+    `found` has at least one; the order within it is kept otherwise.
+    """
+    first, *others = sorted(found, key=lambda error: error.exit_status)
+    first.also = tuple(others)
+    return first
 
 
 def from_code(code: str, message: str, *, hint: str = "", http_status: int = 0) -> MayflyError:

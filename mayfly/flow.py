@@ -18,42 +18,35 @@ destroyed; when we are killed, the missing heartbeats say it too.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mayfly import tools
-from mayfly.build import (
-    access,
-    bake,
-    bases,
-    buildx,
-    cache,
-    check,
-    declared,
-    dockerfile,
-    progress,
-    repo,
-    ssh,
-)
+from mayfly.build import bake, buildx, check, declared, dockerfile, pair, progress, repo
 from mayfly.build import result as results
 from mayfly.build import stdin as standard_input
 from mayfly.build.args import BuildArgs, parse
 from mayfly.build.holding import Api, Show, held, patiently, ready, still_ready
+from mayfly.build.mask import Mask
 from mayfly.build.reconnect import PAUSE_S, Way
 from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config, Registry
-from mayfly.errors import Denied, InfrastructureError, MayflyError
+from mayfly.errors import Denied, InfrastructureError, MayflyError, together
 from mayfly.model import BuildSpec, LeaseRequest, Outcome
 from mayfly.registry import grants
 from mayfly.registry.reference import host_of, repository_of
 from mayfly.wire import LeaseJson, VerdictJson
+
+if TYPE_CHECKING:  # what comes after the lease is loaded after asking for it
+    import ssl
+
+    from mayfly.build import ssh
 
 T = TypeVar("T")
 
@@ -64,7 +57,9 @@ class Request:
 
     `bases` are the images that its Dockerfiles name, as far as they can be read off. `registry` is
     the farm's choice of a registry, `caches` where in it layer caches are. `spec` is what the repo
-    declares, `languages` what its files say it is written in.
+    declares, `languages` what its files say it is written in. `pipeline` is the CI's number of what
+    it belongs to; `supersede` ends older builds of the same that belong to another. No log shows
+    `secrets`.
     """
 
     args: BuildArgs
@@ -79,6 +74,9 @@ class Request:
     caches: str = ""
     spec: BuildSpec | None = None
     languages: tuple[str, ...] = ()
+    pipeline: str = ""
+    supersede: bool = False
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def prepare(
@@ -94,33 +92,67 @@ def prepare(
     `verb` is `build` or `bake`. Raises `UsageError` (a flag, the definition, a context, a
     Dockerfile, a name, what is configured for somebody else's registry), `SchemaError`
     (its build spec), `Denied` (a push to a name that this repo's builds may not write) and
-    `MachineUnfit` (buildx is not built).
+    `MachineUnfit` (buildx is not built): once the arguments can be read, all of that at once
+    (`errors.together`).
     """
     if verb == "bake":
         args = definition(argv, config, environ)
     else:
         args = parse(argv, config.images, docker=check.docker_answers(environ))
-    check.files(args, cwd)
-    check.results(args, cwd)
-    check.leave(args, environ, cwd)
-    name = grants.check_repo(repo.name(args, environ, cwd))
-    access.check(config.registry)
-    _check_tags(args, name, config.registry_host)
-    spec, languages = declared.declared(args, environ, cwd)
+    found: list[MayflyError] = []
+    name, program = "", Path()
+    spec: BuildSpec | None = None
+    languages: tuple[str, ...] = ()
+    with _kept(found):
+        check.files(args, cwd)
+    with _kept(found):
+        check.results(args, cwd)
+    with _kept(found):
+        check.leave(args, environ, cwd)
+    if config.registry.external:
+        from mayfly.build import access
+
+        with _kept(found):
+            access.check(config.registry)
+    there = check.contexts_there(args, cwd)
+    if not (there or args.repo or environ.get("CI_REPO")):
+        raise together(found)  # nothing is left that could be looked at
+    with _kept(found):
+        name = grants.check_repo(repo.name(args, environ, cwd))
+    if name:
+        with _kept(found):
+            _check_tags(args, name, config.registry_host)
+    if there:
+        with _kept(found):
+            spec, languages = declared.declared(args, environ, cwd)
+    with _kept(found):
+        program = buildx_of(config)
+    if found:
+        raise together(found)
     return Request(
         args=args,
         repo=name,
         ref=repo.ref(environ, cwd if args.remote or args.context == "-" else cwd / args.context),
         event=environ.get("CI_PIPELINE_EVENT") or "manual",
         registry_host=config.registry_host,
-        buildx=buildx_of(config),
+        buildx=program,
         environ=environ,
         bases=dockerfile.named(args.targets, cwd),
         registry=config.registry,
         caches=config.caches,
         spec=spec,
         languages=languages,
+        pipeline=environ.get("CI_PIPELINE_NUMBER", ""),
     )
+
+
+@contextmanager
+def _kept(found: list[MayflyError]) -> Iterator[None]:
+    """What the block raises goes into `found`: there may be more to say."""
+    try:
+        yield
+    except MayflyError as error:
+        found.append(error)
 
 
 def definition(argv: Sequence[str], config: Config, environ: Mapping[str, str]) -> BuildArgs:
@@ -143,12 +175,13 @@ def _check_tags(args: BuildArgs, name: str, registry_host: str) -> None:
 
     The orchestrator, which knows whether the build is trusted, looks at it again when it is asked.
     """
-    for image in _pushes(args, registry_host):
-        if not grants.may_be_named(name, image):
-            raise Denied(
-                f"a build of repo {name} may not push to {image}",
-                hint=f"use -t {' or '.join(grants.image_names(name))}, or another --mayfly-repo",
-            )
+    images = _pushes(args, registry_host)
+    denied = [image for image in images if not grants.may_be_named(name, image)]
+    if denied:
+        raise Denied(
+            f"a build of repo {name} may not push to {', '.join(denied)}",
+            hint=f"use -t {' or '.join(grants.image_names(name))}, or another --mayfly-repo",
+        )
 
 
 def _pushes(args: BuildArgs, registry_host: str) -> tuple[str, ...]:
@@ -163,10 +196,10 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
     Returns for every outcome that an attempt reached. Raises `Cancelled` and `Terminated` for
     signals, and the orchestrator's error when no runner came or the lease was withdrawn.
     """
-    key = ssh.new_key()
+    keys = pair.new()
     wanted = LeaseRequest(
         repo=request.repo,
-        ssh_public_key=ssh.public_line(key),
+        ssh_public_key=keys.public,
         size=request.args.size,
         ref=request.ref,
         event=request.event,
@@ -175,17 +208,22 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         spec=request.spec,
         grow=request.args.grow,
         pushes=_pushes(request.args, request.registry_host),
+        pipeline=request.pipeline,
+        supersede=request.supersede,
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:
         async with (
             stoppable() as stop,
             signals(stop, folder.remove),
-            _meanwhile(_prepared(request, folder)) as prepared,
             held(api, wanted, every_s=config.lease.heartbeat_s, stop=stop) as (lease, holder, page),
+            _meanwhile(_prepared(request, folder)) as prepared,
             progress.uploading(partial(holder.append_log, lease)) as log,
         ):
             show(f"build {lease} of {request.repo}: {page}")
+            from mayfly.build import ssh
+
+            key = ssh.loaded(keys)
             while True:
                 view = await ready(holder, lease, show)
                 await prepared
@@ -275,6 +313,8 @@ async def _connection(
     again: bool,
 ) -> Attempt:
     """One connection, one buildx. What breaks on the way is the outcome so far."""
+    from mayfly.build import access, bases, cache, ssh
+
     args = request.args
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
@@ -318,6 +358,7 @@ async def _connection(
                 asked=args.progress,
                 stdin=folder.stdin if args.stdin else None,
                 lost=tunnel.lost,
+                mask=Mask(request.secrets),
             )
             alive = ran.status == 0 or await tunnel.alive()
             if ran.status and alive:

@@ -186,6 +186,8 @@ class LeaseRequest:
     """What a client asks for. `size` is a rung's name, or empty for what sizing decides; `grow`
     is whether its runner may be given more memory while it runs. `pushes` are the repositories of
     the farm's own registry that it means to push to, so that a refusal comes before a runner.
+    `pipeline` is the CI's number of what the build belongs to (a label); `supersede` ends older
+    builds of the same that belong to another.
     """
 
     repo: str
@@ -198,6 +200,8 @@ class LeaseRequest:
     spec: BuildSpec | None = None
     grow: bool = True
     pushes: tuple[str, ...] = ()
+    pipeline: str = ""
+    supersede: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,12 @@ Progress = Callable[[str], None]
 def tools_dir(cache: Path | None = None) -> Path:
     """The folder that holds every program of `NAMES`.
 
-    `cache` is the cache's folder, by default the one that the environment names. Raises
-    MachineUnfit when the programs of these pins have not been built there.
+    `cache` is the cache's folder, by default the one that the environment names. MAYFLY_TOOLS names
+    a folder to take instead, as in an image that has only those it needs. Raises MachineUnfit when
+    the programs of these pins have not been built there.
     """
+    if given := os.environ.get("MAYFLY_TOOLS"):
+        return Path(given)
     folder = _folder(cache or _default_cache()) / "bin"
     if not folder.is_dir():
         raise MachineUnfit(

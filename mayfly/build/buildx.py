@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mayfly.build import bake
 from mayfly.build.args import BuildArgs
-from mayfly.build.cache import Cache
+
+if TYPE_CHECKING:
+    from mayfly.build.cache import Cache
 
 BUILDER = "mayfly"
 # Of the caller's environment, what would point buildx at another builder, daemon or login.

@@ -30,6 +30,12 @@ def files(args: BuildArgs, cwd: Path) -> None:
         ) from None
 
 
+def contexts_there(args: BuildArgs, cwd: Path) -> bool:
+    """Whether every context that should be a directory here is one."""
+    local = (t for t in args.targets if not t.remote and t.context != "-")
+    return all(os.path.isdir(cwd / target.context) for target in local)  # noqa: PTH112 - never raises
+
+
 def results(args: BuildArgs, cwd: Path) -> None:
     """Check that what is written at the end of a build can be written, before it begins.
 

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mayfly.build.mask import Mask, Stream
 from mayfly.build.terminal import screen, show
 from mayfly.errors import InfrastructureError, MayflyError
 
@@ -159,8 +160,12 @@ async def run(
     asked: str,
     stdin: Path | None = None,
     lost: asyncio.Event | None = None,
+    mask: Mask | None = None,
 ) -> Ran:
     """Run buildx (argument list `build`) to its end; its plain log goes to `log` either way.
+
+    What `mask` hides is neither in that log nor in what is shown, but for what buildx draws on a
+    terminal.
 
     `asked` is the user's --progress. Where buildx does not write the plain log, it is what
     `history` prints afterwards. Standard output is ours, and so is the input unless `stdin` names a
@@ -170,10 +175,15 @@ async def run(
     timeline = Timeline()
     shown = display(asked, env, terminal=sys.stderr.isatty())
     last_words = b""
+    mask = mask or Mask()
+    to_log, to_user = Stream(mask), Stream(mask)
 
     def keep(data: bytes) -> None:
-        log.write(data)
         timeline.feed(data)
+        log.write(to_log.feed(data))
+
+    def tell(data: bytes) -> None:
+        show(to_user.feed(data))
 
     started_at = time.monotonic()
     if shown == "drawn":
@@ -181,8 +191,9 @@ async def run(
             status = await _run(build, env, stderr=drawing.slave, stdin=stdin, lost=lost)
         last_words = drawing.last_words
     else:
-        takers = [show, keep] if shown == "plain" else [show]
+        takers = [tell, keep] if shown == "plain" else [tell]
         status = await _run(build, env, *takers, stdin=stdin, lost=lost)
+        show(to_user.end())
     seconds = time.monotonic() - started_at
     if shown != "plain" and not (lost and lost.is_set()):
         with suppress(TimeoutError):
@@ -190,6 +201,7 @@ async def run(
                 await _run(history, env, keep, alone=True)
     if shown != "plain":
         keep(last_words)
+    log.write(to_log.end())
     return Ran(status, seconds, timeline)
 
 

@@ -23,9 +23,11 @@ def name(args: BuildArgs, environ: Mapping[str, str], cwd: Path) -> str:
     the name found can be part of an image's name. git absent, or no work tree, is no fault.
     """
     given = args.repo or environ.get("CI_REPO", "")
-    if args.remote and not given:
+    if given:
+        return normalise(given)
+    if args.remote:
         return normalise(origin_path(args.context.partition("#")[0]))
-    return of(given, cwd if args.context == "-" else (cwd / args.context).resolve())
+    return of("", cwd if args.context == "-" else (cwd / args.context).resolve())
 
 
 def of(given: str, directory: Path) -> str:

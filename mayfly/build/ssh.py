@@ -19,6 +19,7 @@ from pathlib import Path
 import aiohttp
 import asyncssh
 
+from mayfly.build.pair import Pair
 from mayfly.errors import Denied, InfrastructureError, Unreachable
 from mayfly.wire import LeaseJson
 
@@ -98,6 +99,11 @@ class Tunnel:
 def new_key() -> Key:
     """A key pair for one build; it never touches a disk."""
     return asyncssh.generate_private_key("ssh-ed25519", comment="mayfly build")
+
+
+def loaded(pair: Pair) -> Key:
+    """The key of a pair that was made elsewhere."""
+    return asyncssh.import_private_key(pair.private)
 
 
 def public_line(key: Key) -> str:

@@ -16,8 +16,9 @@ def show(line: str) -> None:
 
 def complain(error: MayflyError) -> None:
     """An error as one line, or one for each fault when it stands for several."""
-    for line in str(error).splitlines():
-        show(line)
+    for each in (error, *error.also):
+        for line in str(each).splitlines():
+            show(line)
 
 
 def print_json(value: object) -> None:

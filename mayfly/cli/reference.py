@@ -36,6 +36,7 @@ PLACES = """\
 | `MAYFLY_CA` | PEM file with the CA of a farm that is not on this machine |
 | `MAYFLY_CONFIG` | configuration file; default `/etc/mayfly/mayfly.toml` (see configuration.md) |
 | `MAYFLY_STATE`, `MAYFLY_CACHE` | where Mayfly keeps what it has, and what can be made again |
+| `MAYFLY_TOOLS` | folder with buildx, instead of what `make setup` built |
 | `CI_REPO`, `CI_COMMIT_REF`, `CI_PIPELINE_EVENT` | labels of a build, where a CI system sets them |
 | `DOCKER_CONFIG`, `DOCKER_AUTH_CONFIG` | logins, exchanged for tokens where a build names a host |
 """

@@ -103,6 +103,8 @@ class LeaseForm(_Form):
     grow: bool = True
     spec: SpecForm | None = None
     pushes: Annotated[tuple[Repository, ...], Field(max_length=64)] = ()
+    pipeline: Text = ""
+    supersede: bool = False
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})

@@ -328,6 +328,30 @@ def strangers(leases: Iterable[Lease], facts: Facts) -> tuple[str, ...]:
     return tuple(sorted(set(facts.seen or ()) - explained))
 
 
+def superseded(leases: Iterable[Lease], by: Lease) -> tuple[Lease, ...]:
+    """The running builds that the younger one `by` makes needless: of the same repo, ref, event,
+    target and trust, of another pipeline (steps of one do not end each other), where it asks for
+    that and its ref is known.
+    """
+
+    def kind(lease: Lease) -> tuple[object, ...]:
+        asked = lease.request
+        return (asked.repo, asked.ref, asked.event, asked.target, lease.trusted)
+
+    wanted = by.request
+    if not (wanted.supersede and wanted.ref):
+        return ()
+    return tuple(
+        lease
+        for lease in leases
+        if states.is_running(lease)
+        and lease.id != by.id
+        and lease.created_at <= by.created_at
+        and kind(lease) == kind(by)
+        and (not wanted.pipeline or lease.request.pipeline != wanted.pipeline)
+    )
+
+
 def edge_changes(
     leases: Iterable[Lease], attached: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:

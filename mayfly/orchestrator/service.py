@@ -165,6 +165,8 @@ class Service:
             self._records.decided(lease, decision)
             for line in (*apart(lease), *explain.remarks(decision), *shortened(lease)):
                 self._ledger.tell(lease.id, line)
+            for older in plan.superseded(self._ledger.open(), lease):
+                self.end(older.id, Outcome.CANCELLED, f"superseded by build {lease.id}")
         end = token_end(lease, self._limits)
         return views.asked(
             lease,

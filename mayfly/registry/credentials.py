@@ -28,9 +28,8 @@ import httpx
 from mayfly.config import Registry
 from mayfly.errors import Denied, InfrastructureError, UsageError
 from mayfly.registry.grants import PULL, PUSH, Access
-from mayfly.registry.reference import DOCKER_HUB, host_of, repository_of
+from mayfly.registry.reference import DOCKER_HUB, host_of, key_of, repository_of
 
-DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 DOCKER_HUB_REGISTRY = "registry-1.docker.io"
 
 TIMEOUT_S = 10.0
@@ -226,11 +225,6 @@ async def _buy(
         raise ValueError("its answer holds no token")
     lives_s = told.get("expires_in") or SHORTEST_S
     return text, max(float(lives_s), SHORTEST_S)
-
-
-def key_of(host: str) -> str:
-    """How Docker's configuration spells the registry that references call `host`."""
-    return DOCKER_HUB_KEY if host == DOCKER_HUB else host
 
 
 def registry_of(host: str) -> str:

@@ -7,6 +7,7 @@ from mayfly.errors import UsageError
 DOCKER_HUB = "docker.io"
 """The host of a reference that names none."""
 
+DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 
 IMAGES = "images/"
 
@@ -49,3 +50,8 @@ def repository_of(reference: str) -> str:
         path = reference
     name = path.partition("@")[0].partition(":")[0]
     return f"library/{name}" if host_of(reference) == DOCKER_HUB and "/" not in name else name
+
+
+def key_of(host: str) -> str:
+    """How Docker's configuration spells the registry that references call `host`."""
+    return DOCKER_HUB_KEY if host == DOCKER_HUB else host

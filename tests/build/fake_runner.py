@@ -14,6 +14,7 @@ import asyncssh
 from aiohttp import web
 
 from mayfly.build import ssh
+from mayfly.build.pair import Pair
 
 LEASE = "kwbuildx"
 TOKEN = "runner-token"
@@ -35,6 +36,11 @@ class FakeRunner:
     async def cut(self) -> None:
         for connection in self.connections:
             connection.abort()
+
+
+def pair_of(key: asyncssh.SSHKey) -> Pair:
+    """A key as the pair that a build makes."""
+    return Pair(key.export_private_key(), ssh.public_line(key))
 
 
 class _Server(asyncssh.SSHServer):

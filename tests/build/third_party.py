@@ -23,7 +23,8 @@ from mayfly.stack import certificates
 class ThirdParty:
     """`challenge` is what it asks with; `users` whom it knows; `asked` what came to its tokens.
 
-    A token says what it was asked for, so that a test can read it off.
+    `parameters` are those of its challenge beside the realm. A token says what it was asked for, so
+    that a test can read it off.
     """
 
     address: str = ""
@@ -32,12 +33,13 @@ class ThirdParty:
     users: dict[str, str] = field(default_factory=lambda: {"me": "hush"})
     refresh: str = "refresh"
     lives_s: int | None = 300
+    parameters: str = 'service="third,party",scope="repository:x:pull"'
     asked: list[dict[str, object]] = field(default_factory=list)
     answer: dict[str, object] | None = None
 
     async def front(self, request: web.Request) -> web.Response:
         realm = self.realm or f"https://{self.address}/token?own=1"
-        bearer = f'Bearer realm="{realm}",service="third,party",scope="repository:x:pull"'
+        bearer = f'Bearer realm="{realm}",{self.parameters}'
         headers = {"bearer": [bearer], "basic": ['Basic realm="x"'], "none": []}[self.challenge]
         status = 401 if headers else 200
         return web.Response(status=status, headers=[("WWW-Authenticate", h) for h in headers])

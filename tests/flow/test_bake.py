@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from mayfly import flow
-from mayfly.build import ssh
+from mayfly.build import pair, ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
-from tests.build.fake_runner import fake_runner
+from tests.build.fake_runner import fake_runner, pair_of
 from tests.farm.elsewhere import USER, Elsewhere, elsewhere
 from tests.flow.fake_farm import FakeFarm
 from tests.flow.test_elsewhere import buildkit
@@ -67,7 +67,7 @@ async def bake(there: Elsewhere, folder: Path) -> tuple[str, FakeFarm, dict[str,
     request = flow.prepare(words, config, environ, folder, verb="bake")
     key = ssh.new_key()
     with pytest.MonkeyPatch.context() as patch, buildkit(there, folder) as socket:
-        patch.setattr(ssh, "new_key", lambda: key)
+        patch.setattr(pair, "new", lambda: pair_of(key))
         async with fake_runner(ssh.public_line(key), socket) as runner, asyncio.timeout(120):
             farm = FakeFarm(runner)
             result = await flow.build(request, farm, config, print)

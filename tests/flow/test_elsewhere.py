@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow, tools
-from mayfly.build import ssh
+from mayfly.build import pair, ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
-from tests.build.fake_runner import fake_runner
+from tests.build.fake_runner import fake_runner, pair_of
 from tests.farm.elsewhere import USER, Elsewhere, elsewhere
 from tests.flow.fake_farm import FakeFarm
 
@@ -42,8 +42,12 @@ def buildkit(there: Elsewhere, folder: Path) -> Iterator[Path]:
         *("--oci-worker-snapshotter=native", "--containerd-worker=false"),
         *("--oci-worker=true", "--oci-worker-binary", shutil.which("crun") or "runc"),
     ]
+    # By the name that buildkitd looks for; setup installs crun.
+    (root / "bin").mkdir()
+    (root / "bin" / "runc").symlink_to(shutil.which("runc") or shutil.which("crun") or "")
+    path = f"{root / 'bin'}:{os.environ['PATH']}"
     with (root / "log").open("wb") as log:
-        process = subprocess.Popen(argv, stderr=log)
+        process = subprocess.Popen(argv, stderr=log, env=os.environ | {"PATH": path})
     try:
         while not (root / "sock").exists():
             assert process.poll() is None, (root / "log").read_text()
@@ -72,7 +76,7 @@ async def build(there: Elsewhere, folder: Path, *words: str) -> str:
     request = flow.prepare(given, config, environ, folder)
     key = ssh.new_key()
     with pytest.MonkeyPatch.context() as patch, buildkit(there, folder) as socket:
-        patch.setattr(ssh, "new_key", lambda: key)
+        patch.setattr(pair, "new", lambda: pair_of(key))
         async with fake_runner(ssh.public_line(key), socket) as runner, asyncio.timeout(120):
             farm = FakeFarm(runner)
             result = await flow.build(request, farm, config, print)

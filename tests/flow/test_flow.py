@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, cache, holding, reconnect, ssh
+from mayfly.build import args, bake, cache, holding, pair, reconnect, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import (
@@ -27,7 +27,7 @@ from mayfly.errors import (
     Terminated,
 )
 from mayfly.model import BuildSpec, Outcome
-from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
+from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner, pair_of
 from tests.build.test_buildx import UNTRUSTED
 from tests.build.test_ssh import echo
 from tests.build.third_party import third_party
@@ -69,6 +69,10 @@ BUILDX = """
     if behave == "fail":
         print("ERROR: that is what BuildKit says", file=sys.stderr)
         sys.exit(1)
+    if behave == "tell":
+        for piece in (b"#1 0.1 it is hus", b"h-hus", b"h, and #1 PASS\\n"):
+            os.write(2, piece)
+            time.sleep(0.1)
     if behave == "lose":
         buildkit.recv(1)
         sys.exit(1)
@@ -93,7 +97,7 @@ BUILDX = """
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> ssh.Key:
     made = ssh.new_key()
-    monkeypatch.setattr(ssh, "new_key", lambda: made)
+    monkeypatch.setattr(pair, "new", lambda: pair_of(made))
     return made
 
 
@@ -154,6 +158,20 @@ async def test_a_build_that_succeeds(tmp_path: Path, runner: FakeRunner) -> None
     assert merged["mayfly"]["size"] == "t1"
     assert merged["mayfly"]["attempts"] == [{"size": "t1", "outcome": "succeeded"}]
     assert {"queue", "ready", "build", "push"} <= merged["mayfly"]["timings_s"].keys()
+
+
+@pytest.mark.parametrize("words", [["--progress=plain"], ["--progress=quiet"]])
+async def test_what_is_secret_is_neither_shown_nor_kept_however_it_is_cut(
+    tmp_path: Path, runner: FakeRunner, words: list[str], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    farm = FakeFarm(runner)
+    asked = replace(request(tmp_path, "tell", *words), secrets=("hush-hush", "PASS"))
+    assert (await build(asked, farm)).outcome is Outcome.SUCCEEDED
+    line = b"#1 0.1 it is ********, and #1 ********\n"
+    assert line in capfdbinary.readouterr().err
+    if words == ["--progress=plain"]:
+        assert farm.log == b"#1 [1/1] RUN x\n" + line + b"#1 CACHED\n"
+    assert b"hus" not in farm.log
 
 
 async def test_a_definition_is_built_from_its_plan_with_a_cache_for_each_target(

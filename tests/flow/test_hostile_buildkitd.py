@@ -19,10 +19,10 @@ import pytest
 from aiohttp import web
 
 from mayfly import flow, tools
-from mayfly.build import ssh
+from mayfly.build import pair, ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
-from tests.build.fake_runner import TOKEN, fake_runner
+from tests.build.fake_runner import TOKEN, fake_runner, pair_of
 from tests.build.third_party import ThirdParty, own_address, third_party
 from tests.flow.fake_farm import FakeFarm
 
@@ -79,7 +79,7 @@ async def ask(
 ) -> list[dict[str, Any]]:
     """What a whole build is asked for by its runner, and what it answers."""
     key = ssh.new_key()
-    monkeypatch.setattr(ssh, "new_key", lambda: key)
+    monkeypatch.setattr(pair, "new", lambda: pair_of(key))
     socket = tmp_path / "replaced.sock"
     async with (
         asking(hostile, socket, questions) as answers,

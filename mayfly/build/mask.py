@@ -1,0 +1,80 @@
+"""Secrets' values taken out of what is printed and of what is sent to a build's log. Pure.
+
+A value is looked for as it is, line by line where it has several, and in the form in which HTTP's
+Basic scheme and Docker's configuration carry it (base64). Shorter than `SHORTEST` characters it is
+left alone, as Woodpecker does too: hiding each `1` would hide everything else. What a build step
+has changed (turned round, encoded in another way) is not recognised; no log filter can.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+
+SHORTEST = 3
+INSTEAD = "********"
+
+
+class Mask:
+    """The values to hide. `secrets` may hold anything, the same twice and empty ones included."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms = {form for secret in secrets for form in _forms(secret)}
+        # The longest first: of two that begin alike the longer one is to go, and not its beginning.
+        self._forms = sorted(forms, key=lambda form: (-len(form), form))
+        self._pattern = re.compile(b"|".join(map(re.escape, self._forms)) or rb"(?!)")
+        self._beginnings = {form[:n] for form in self._forms for n in range(1, len(form))}
+        self._longest = max(map(len, self._forms), default=0)
+
+    def text(self, text: str) -> str:
+        """`text` without the values."""
+        clean, _ = self.split(text.encode(errors="surrogateescape"), last=True)
+        return clean.decode(errors="surrogateescape")
+
+    def split(self, data: bytes, *, last: bool = False) -> tuple[bytes, bytes]:
+        """What of `data` can be shown, masked, and what is to wait for the bytes that follow:
+        the end of it that may be the beginning of a value. Nothing waits when these are the `last`.
+        """
+        safe = len(data) - (0 if last else self._held(data))
+        shown, at = [], 0
+        for match in self._pattern.finditer(data):
+            if match.start() >= safe:
+                break
+            shown += [data[at : match.start()], INSTEAD.encode()]
+            at = match.end()
+        end = max(at, safe)
+        return b"".join([*shown, data[at:end]]), data[end:]
+
+    def _held(self, data: bytes) -> int:
+        """The length of the longest end of `data` that a value begins with."""
+        longest = min(self._longest - 1, len(data))
+        return next((n for n in range(longest, 0, -1) if data[-n:] in self._beginnings), 0)
+
+
+class Stream:
+    """A mask over bytes that come in pieces; a value is found wherever they are cut."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes, masked, as far as they are known to be clean."""
+        shown, self._rest = self._mask.split(self._rest + data)
+        return shown
+
+    def end(self) -> bytes:
+        """What was still held back."""
+        shown, self._rest = self._mask.split(self._rest, last=True)
+        return shown
+
+
+def _forms(secret: str) -> Iterable[bytes]:
+    """A value as it may turn up."""
+    whole = secret.strip()
+    if len(whole) >= SHORTEST:
+        yield base64.b64encode(whole.encode(errors="surrogateescape"))
+    for line in whole.splitlines():
+        if len(text := line.strip()) >= SHORTEST:
+            yield text.encode(errors="surrogateescape")

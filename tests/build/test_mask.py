@@ -1,0 +1,60 @@
+"""No value gets through, however the bytes are cut."""
+
+from __future__ import annotations
+
+import base64
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.build.mask import INSTEAD, Mask, Stream
+
+VALUES = st.lists(st.text("abc\n ", min_size=0, max_size=9), max_size=4)
+WHOLE = st.text("abc\n #", max_size=60)
+
+
+@given(VALUES, WHOLE, st.lists(st.integers(1, 7), max_size=60))
+def test_pieces_are_masked_as_the_whole_is(values: list[str], text: str, cuts: list[int]) -> None:
+    mask = Mask(values)
+    stream, rest, shown = Stream(mask), text.encode(), b""
+    for cut in cuts:
+        shown += stream.feed(rest[:cut])
+        rest = rest[cut:]
+    shown += stream.feed(rest) + stream.end()
+    assert shown.decode() == mask.text(text)
+
+
+@given(VALUES, WHOLE)
+def test_no_line_of_a_value_is_left(values: list[str], text: str) -> None:
+    shown = Mask(values).text(text)
+    lines = [line.strip() for value in values for line in value.splitlines()]
+    assert not [line for line in lines if len(line) >= 3 and line in shown]
+
+
+@given(WHOLE)
+def test_without_values_nothing_changes(text: str) -> None:
+    assert Mask().text(text) == text
+    assert Mask(["", "a", " b \n"]).text(text) == text
+
+
+def test_of_two_values_that_begin_alike_the_longer_goes_whole() -> None:
+    stream = Stream(Mask(["hush", "hush-hush"]))
+    assert stream.feed(b"x hush") == b"x "
+    assert stream.feed(b"-hush!") + stream.end() == f"{INSTEAD}!".encode()
+
+
+def test_what_cannot_become_a_value_does_not_wait() -> None:
+    stream = Stream(Mask(["secret"]))
+    assert stream.feed(b"#5 0.1 sec") == b"#5 0.1 "
+    assert stream.feed(b"ond\n") == b"second\n"
+
+
+def test_the_form_of_docker_configuration_is_known_too() -> None:
+    pair = "me:hush hush"
+    coded = base64.b64encode(pair.encode()).decode()
+    assert Mask([pair]).text(f"auth={coded}.") == f"auth={INSTEAD}."
+
+
+def test_bytes_that_are_no_text_pass() -> None:
+    stream = Stream(Mask(["secret"]))
+    assert stream.feed(b"\xff\xfe secret\n") + stream.end() == b"\xff\xfe ********\n"
