@@ -50,7 +50,7 @@ def found(cwd: Path, *words: str) -> Found:
 def test_the_nearest_spec_from_the_context_up(repo: Path) -> None:
     whole = BuildSpec(cpu=3, disk_gb=30)
     assert found(repo, ".") == (whole, ("go",))
-    assert found(repo, "web") == (whole, ("node", "python"))
+    assert found(repo, "web") == (whole, ("javascript", "python"))
     (repo / "web" / NAME).write_text("{ cpu = 1 }")
     assert found(repo, "web")[0] == BuildSpec(cpu=1)
     assert found(repo / "web", "..")[0] == whole
@@ -62,7 +62,7 @@ def test_a_named_spec_or_none(repo: Path) -> None:
     (repo / "ci").mkdir()
     (repo / "ci" / "big.ncl").write_text('(import "../base.ncl") & { memory_gb = 64 }')
     named = found(repo, "--mayfly-spec", "ci/big.ncl", "web")
-    assert named == (BuildSpec(cpu=3, memory_gb=64), ("node", "python"))
+    assert named == (BuildSpec(cpu=3, memory_gb=64), ("javascript", "python"))
     assert found(repo, "--mayfly-spec=ci/big.ncl", "-")[0] == named[0]
     (repo / NAME).write_text("no spec")
     assert found(repo, "--mayfly-spec", "none", ".") == (None, ("go",))
@@ -89,7 +89,7 @@ def test_what_has_no_work_tree_declares_nothing(repo: Path) -> None:
 def test_a_definition_is_about_the_working_directory_and_all_its_contexts(repo: Path) -> None:
     plan = {"target": {"a": {"context": "web"}, "b": {"context": "."}}}
     parsed = bake.parse(["--mayfly-spec", NAME], HOST, lambda _: plan)
-    assert declared(parsed, {}, repo) == (BuildSpec(cpu=3, disk_gb=30), ("go", "node", "python"))
+    assert declared(parsed, {}, repo) == (BuildSpec(cpu=3, disk_gb=30), ("go", "javascript", "python"))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def served(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("", 5, ("go",)),
         ("#main", 5, ("go",)),
         ("#first", 3, ("go",)),
-        ("#first:web", 3, ("node", "python")),
+        ("#first:web", 3, ("javascript", "python")),
     ],
 )
 def test_a_git_context_declares_what_its_commit_says(
