@@ -10,13 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mayfly import __version__
-from mayfly.config import Config
+from mayfly.config import Config, load
 from mayfly.config import Woodpecker as Options
-from mayfly.errors import ConfigError, InfrastructureError
+from mayfly.errors import ConfigError, InfrastructureError, UsageError
 from mayfly.orchestrator import states
 from mayfly.orchestrator.trust.pipelines import ENDED, REMEMBERED, Pipelines
+from mayfly.orchestrator.trust.woodpecker import Woodpecker as Extension
 from mayfly.registry import grants, tokens
 from mayfly.store import trust as store
 from mayfly.store.trust import TrustStore
@@ -489,6 +492,32 @@ def test_commits_are_kept_by_age_and_number(
     assert [here.seen("team/app", each) for each in ("4", "9")] == [False, True]
 
 
+_texts = st.text(max_size=30)
+_odd = st.none() | st.booleans() | st.integers() | _texts | st.lists(_texts, max_size=2)
+_named = st.sampled_from([*REPO, *PUSH, "from_fork", "netrc"])
+_parts = st.dictionaries(_named, _odd, max_size=4)
+
+
+@given(_parts, _parts)
+def test_whatever_a_server_signs_is_a_ticket_or_one_line(
+    repo: dict[str, Any], pipeline: dict[str, Any]
+) -> None:
+    server = Woodpecker()
+    config = Config.model_validate({"woodpecker": server.options})
+    here, signer = TrustStore(":memory:"), tokens.Signer(SIGNING)
+    extension = Extension(config, here, signer, lambda: NOW)
+    body = server.body({**PUSH, **pipeline}, {**REPO, **repo})
+    headers = server.headers(SECRETS, body, NOW)
+    try:
+        answer = extension.secrets(SECRETS, {n.lower(): [v] for n, v in headers.items()}, body)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    finally:
+        here.close()
+    assert len(answer["secrets"]) <= 1
+
+
 # What is configured.
 
 
@@ -510,8 +539,6 @@ def test_commits_are_kept_by_age_and_number(
 def test_what_is_wrong_with_the_section_is_said(
     section: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    from mayfly.config import load
-
     lines = [f"{name} = {json.dumps(value)}" for name, value in section.items()]
     path = tmp_path / "mayfly.toml"
     path.write_text("\n".join(["[woodpecker]", *lines]))
