@@ -18,7 +18,8 @@ from mayfly.config import Config, load
 from mayfly.config import Woodpecker as Options
 from mayfly.errors import ConfigError, InfrastructureError, UsageError
 from mayfly.orchestrator import states
-from mayfly.orchestrator.trust.pipelines import ENDED, REMEMBERED, Pipelines
+from mayfly.orchestrator.trust import pipelines as asking
+from mayfly.orchestrator.trust.pipelines import ENDED, Pipelines
 from mayfly.orchestrator.trust.woodpecker import Woodpecker as Extension
 from mayfly.registry import grants, tokens
 from mayfly.store import trust as store
@@ -186,36 +187,37 @@ async def test_a_repo_that_gets_no_ticket_gets_an_empty_answer(
         assert (await send(f, server, PUSH)).json()["secrets"]
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "trusted", "slot"),
-    [
-        (PUSH, True, ""),
-        ({**PUSH, "event": "cron"}, True, ""),
-        ({**PUSH, "event": "manual"}, True, ""),
-        ({**PUSH, "branch": "feature/x", "ref": "refs/heads/feature/x"}, False, "branch-feature-x"),
-        (PULL, False, "7"),
-        ({**PULL, "from_fork": True}, False, "7"),
-        ({**PULL, "ref": "refs/merge-requests/8/head"}, False, "8"),
-        ({**PULL, "ref": "refs/pull-requests/9/from"}, False, "9"),
-        ({**PULL, "event": "pull_request_metadata"}, False, "7"),
-        ({**PULL, "event": "deployment"}, False, "7"),
-        ({**PULL, "ref": ""}, False, "ref-dddd"),
-        (TAG, False, "ref-refs-tags-v1"),
-        ({**PUSH, "event": "release"}, False, "ref-refs-heads-main"),
-        ({**PUSH, "event": ""}, False, "branch-main"),
-    ],
-)
-async def test_what_the_server_says_decides_and_claims_do_not(
-    f: Farm, server: Woodpecker, pipeline: dict[str, Any], trusted: bool, slot: str
-) -> None:
+SAYS: list[tuple[dict[str, Any], bool, str]] = [
+    (PUSH, True, ""),
+    ({**PUSH, "event": "cron"}, True, ""),
+    ({**PUSH, "event": "manual"}, True, ""),
+    ({**PUSH, "branch": "feature/x", "ref": "refs/heads/feature/x"}, False, "branch-feature-x"),
+    (PULL, False, "7"),
+    ({**PULL, "from_fork": True}, False, "7"),
+    ({**PULL, "ref": "refs/merge-requests/8/head"}, False, "8"),
+    ({**PULL, "ref": "refs/pull-requests/9/from"}, False, "9"),
+    ({**PULL, "event": "pull_request_metadata"}, False, "7"),
+    ({**PULL, "event": "deployment"}, False, "7"),
+    ({**PULL, "ref": ""}, False, "ref-dddd"),
+    (TAG, False, "ref-refs-tags-v1"),
+    ({**PUSH, "event": "release"}, False, "ref-refs-heads-main"),
+    ({**PUSH, "event": ""}, False, "branch-main"),
+]
+"""What the server says of a pipeline, whether its builds are trusted, and how their slot begins."""
+
+
+async def test_what_the_server_says_decides_and_claims_do_not(f: Farm, server: Woodpecker) -> None:
     claims = {"event": "push", "ref": "refs/heads/main"}
-    row = await lease(f, await ticket(f, server, pipeline), **claims)
-    assert row.trusted is trusted, row.terms.why
-    assert row.terms.slot.startswith(slot)
-    assert bool(row.terms.slot) is not trusted
-    assert row.request.event == (pipeline["event"] or "push")
-    assert row.budget_s == (3600 if trusted else 1800)
-    assert row.terms.largest == ("" if trusted else "t2")
+    for pipeline, trusted, slot in SAYS:
+        repo = {**REPO, "full_name": f"team/r{len(f.ledger.open())}"}  # none has seen the commit
+        given = await ticket(f, server, pipeline, repo=repo)
+        row = await lease(f, given, repo=repo["full_name"], **claims)
+        assert row.trusted is trusted, (pipeline, row.terms.why)
+        assert row.terms.slot.startswith(slot)
+        assert bool(row.terms.slot) is not trusted
+        assert row.request.event == (pipeline["event"] or "push")
+        assert row.budget_s == (3600 if trusted else 1800)
+        assert row.terms.largest == ("" if trusted else "t2")
 
 
 async def test_a_tag_is_trusted_when_its_commit_was_pushed_to_the_default_branch(
@@ -408,16 +410,15 @@ def pipelines(api: Api) -> Pipelines:
     return Pipelines(options, httpx.MockTransport(api))
 
 
-@pytest.mark.parametrize("status", sorted(ENDED))
 async def test_the_ticket_of_a_pipeline_that_has_ended_is_refused(
-    made: Made, server: Woodpecker, status: str
+    made: Made, server: Woodpecker
 ) -> None:
     api = Api()
     async with made({"pipelines": pipelines(api)}, woodpecker=server.options) as f:
         given = await ticket(f, server, PUSH)
         assert (await ask(f, given)).status_code == 201
         assert api.asked == ["/api/repos/5/pipelines/12"]
-    api.says = status
+    api.says = "success"
     async with made({"pipelines": pipelines(api)}, woodpecker=server.options) as f:
         answer = await ask(f, given)
         assert answer.status_code == 401
@@ -431,6 +432,7 @@ async def test_the_ticket_of_a_pipeline_that_has_ended_is_refused(
 @pytest.mark.parametrize(
     ("says", "ended"),
     [
+        *((status, True) for status in sorted(ENDED)),
         ("running", False),
         ("pending", False),
         ("blocked", False),
@@ -451,12 +453,13 @@ async def test_who_does_not_say_that_it_has_ended_ends_nothing(
     assert await pipelines(api).ended(5, 12) is ended
 
 
-async def test_what_is_remembered_of_pipelines_is_bounded() -> None:
+async def test_what_is_remembered_of_pipelines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "REMEMBERED", 3)
     api = Api()
     asked = pipelines(api)
-    for number in range(REMEMBERED + 10):
+    for number in (1, 2, 3, 4, 4, 1):
         await asked.ended(1, number)
-    assert len(asked._known) == REMEMBERED
+    assert [path.rpartition("/")[2] for path in api.asked] == ["1", "2", "3", "4", "1"]
     assert not await Pipelines(Options()).ended(1, 1), "nobody is asked"
 
 
