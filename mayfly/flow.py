@@ -166,6 +166,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         languages=request.languages,
         spec=request.spec,
         grow=request.args.grow,
+        keep_min=request.args.keep_min,
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:
@@ -191,7 +192,13 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
                 line = f"attempt {len(attempts)} ended as {verdict['outcome']}: {verdict['reason']}"
                 log.write(f"{line}\n".encode())
     outcome = Outcome(verdict["outcome"])
-    result = Result(lease, outcome, tuple(attempts), reason=verdict["reason"])
+    result = Result(
+        lease,
+        outcome,
+        tuple(attempts),
+        reason=verdict["reason"],
+        kept_until=verdict["kept_until"] or "",
+    )
     if request.args.metadata_file and attempt.outcome is Outcome.SUCCEEDED:
         results.merge_metadata(Path(request.args.metadata_file), result)
     return result

@@ -184,7 +184,8 @@ class History:
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """What a client asks for. `size` is a rung's name, or empty for what sizing decides; `grow`
-    is whether its runner may be given more memory while it runs.
+    is whether its runner may be given more memory while it runs; `keep_min` is for how many minutes
+    the runner stays when the build fails, for people to look into it.
     """
 
     repo: str
@@ -196,6 +197,7 @@ class LeaseRequest:
     languages: tuple[str, ...] = ()
     spec: BuildSpec | None = None
     grow: bool = True
+    keep_min: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,8 @@ class Lease:
 
     `size`, `ready_at`, `timings_s`, `grown_bytes` (the memory that the runner was granted beyond
     its size) and `usage` (what it used, as far as its provider has told) are of the present
-    attempt; `earlier` has those before it. `deadline` is fixed by the first runner.
+    attempt; `earlier` has those before it. `deadline` is fixed by the first runner. The runner of a
+    build that has ended is left alone until `kept_until`, which is no later.
     """
 
     id: str
@@ -243,6 +246,7 @@ class Lease:
     grown_bytes: int = 0
     usage: Usage | None = None
     earlier: tuple[Attempt, ...] = ()
+    kept_until: datetime | None = None
 
     @property
     def runner(self) -> str:

@@ -19,6 +19,9 @@ OWN = """\
   --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: what its spec, its
                            past or its language asks for (`mayfly size` says which, and why)
   --mayfly-no-grow         give the VM no more memory than its size has while it runs
+  --mayfly-keep-on-failure[=MINUTES]
+                           leave the VM of a failed build there for a while (30 min), for
+                           `mayfly shell`
   --mayfly-repo NAME       repo that images and cache belong to; default: CI_REPO, the path of
                            git's origin, or the directory's name
   --mayfly-spec PATH       build spec to use, or `none`; default: the nearest .build-spec.ncl from
@@ -102,6 +105,11 @@ def run(verb: str, argv: Sequence[str]) -> int:
             return await flow.build(request, api, settings, show)
 
     result = asyncio.run(build())
+    if result.kept_until:
+        show(
+            f"the runner stays until {result.kept_until}: look into it with `mayfly shell "
+            f"{result.build}`, end it with `mayfly lease rm {result.build}`"
+        )
     if result.error is not None:
         complain(result.error)
     elif result.exit_status == 0:

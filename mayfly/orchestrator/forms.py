@@ -91,6 +91,7 @@ class LeaseForm(_Form):
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
     grow: bool = True
     spec: SpecForm | None = None
+    keep_min: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 0
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})
@@ -111,6 +112,12 @@ class SizeForm(_Form):
         return LeaseRequest(
             **fields, ssh_public_key="", spec=self.spec.spec() if self.spec else None
         )
+
+
+class KeyForm(_Form):
+    """The body of `POST /v1/leases/{id}/keys`: whom else the runner is to let in."""
+
+    ssh_public_key: Annotated[str, Field(max_length=8192), AfterValidator(_ssh_key)]
 
 
 class ReportForm(_Form):

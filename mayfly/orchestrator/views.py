@@ -49,7 +49,7 @@ def lease(
 ) -> LeaseJson:
     """`runner_token` is empty for a caller who may not reach the runner."""
     runner: RunnerJson | None = None
-    if states.is_ready(lease) and runner_token:
+    if runner_token and (states.is_ready(lease) or states.is_kept(lease)):
         runner = {
             "name": lease.runner,
             "ssh_host_key": lease.ssh_host_key,
@@ -76,6 +76,7 @@ def lease(
         "timings_s": dict(lease.timings_s),
         "relay_url": relay_url(config),
         "runner": runner,
+        "kept_until": _maybe(lease.kept_until),
     }
 
 

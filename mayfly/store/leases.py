@@ -38,7 +38,7 @@ from mayfly.model import (
 )
 from mayfly.store.ballast import Ballast
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _CLOSED = "desired = 'ended' AND observed = 'absent' AND operation = 'none'"
 
@@ -69,7 +69,8 @@ CREATE TABLE leases (
     trusted INTEGER NOT NULL,
     grown_bytes INTEGER NOT NULL,
     usage TEXT,
-    earlier TEXT NOT NULL
+    earlier TEXT NOT NULL,
+    kept_until TEXT
 ) STRICT;
 CREATE INDEX leases_open ON leases (seq) WHERE NOT ({_CLOSED});
 CREATE TABLE idempotency (
@@ -84,14 +85,18 @@ ALTER TABLE leases ADD COLUMN trusted INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE leases ADD COLUMN grown_bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE leases ADD COLUMN usage TEXT;
 ALTER TABLE leases ADD COLUMN earlier TEXT NOT NULL DEFAULT '[]';
-UPDATE schema_version SET version = 2;
 """
-"""What makes a file of version 1 one of version 2. Runners that live are leased as before."""
+_FROM_2 = f"""
+ALTER TABLE leases ADD COLUMN kept_until TEXT;
+UPDATE schema_version SET version = {SCHEMA_VERSION};
+"""
+_FROM = {1: _FROM_1 + _FROM_2, 2: _FROM_2}
+"""What makes a file of an earlier version one of this. Runners that live are leased as before."""
 
 _COLUMNS = (
     "id, request, size, desired, observed, operation, attempt, created_at, expires_at, budget_s,"
     " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s,"
-    " trusted, grown_bytes, usage, earlier"
+    " trusted, grown_bytes, usage, earlier, kept_until"
 )
 _NAMES = _COLUMNS.replace(" ", "").split(",")
 _INSERT = f"INSERT INTO leases ({_COLUMNS}) VALUES ({', '.join(f':{n}' for n in _NAMES)})"
@@ -219,8 +224,8 @@ class LeaseStore:
         found: int | str = "none"
         if "schema_version" in names:
             found = self._db.execute("SELECT version FROM schema_version").fetchone()["version"]
-        if found == 1:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} COMMIT;")
+        if found in _FROM:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_FROM[found]} COMMIT;")
         elif found != SCHEMA_VERSION:
             raise Conflict(
                 f"{self._path} has schema version {found}, this Mayfly speaks {SCHEMA_VERSION}",
@@ -278,6 +283,7 @@ def _row(lease: Lease) -> dict[str, Any]:
         "grown_bytes": lease.grown_bytes,
         "usage": json.dumps(asdict(lease.usage)) if lease.usage else None,
         "earlier": json.dumps([asdict(attempt) for attempt in lease.earlier], default=_text),
+        "kept_until": lease.kept_until and lease.kept_until.isoformat(),
     }
 
 
@@ -310,6 +316,7 @@ def _lease(row: sqlite3.Row) -> Lease:
         grown_bytes=row["grown_bytes"],
         usage=Usage(**json.loads(row["usage"])) if row["usage"] else None,
         earlier=tuple(_attempt(attempt) for attempt in json.loads(row["earlier"])),
+        kept_until=_time(row["kept_until"]),
     )
 
 
