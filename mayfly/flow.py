@@ -64,7 +64,8 @@ class Request:
 
     `bases` are the images that its Dockerfiles name, as far as they can be read off. `registry` is
     the farm's choice of a registry, `caches` where in it layer caches are. `spec` is what the repo
-    declares, `languages` what its files say it is written in.
+    declares, `languages` what its files say it is written in. `watching` is who takes buildx's
+    output where that is not for people.
     """
 
     args: BuildArgs
@@ -79,6 +80,7 @@ class Request:
     caches: str = ""
     spec: BuildSpec | None = None
     languages: tuple[str, ...] = ()
+    watching: progress.Watching | None = None
 
 
 def prepare(
@@ -312,6 +314,7 @@ async def _connection(
                 asked=args.progress,
                 stdin=folder.stdin if args.stdin else None,
                 lost=tunnel.lost,
+                watching=request.watching,
             )
             alive = ran.status == 0 or await tunnel.alive()
             if ran.status and alive:

@@ -45,7 +45,7 @@ KEEPALIVES_LOST = 6
 _PROBE_S = 5.0
 _CHUNK = 256 * 1024
 
-Take = Callable[[bytes], None]
+Take = Callable[[bytes], object]
 """Takes the next bytes of a stream."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, golden, lease, machine, records, shell, sizing, spec
+from mayfly.cli import base, build, golden, lease, machine, records, run, shell, sizing, spec
 
 app = typer.Typer(
     name="mayfly",
@@ -24,6 +24,7 @@ app.command("logs")(records.logs)
 app.command("why")(sizing.why)
 app.command("size")(sizing.size)
 app.command("usage")(records.usage)
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("shell")(shell.shell)
 app.add_typer(lease.app, name="lease")
 app.add_typer(golden.app, name="golden")
