@@ -19,6 +19,7 @@ from bench.retry import second_runner, warm_retry
 from bench.sampling import sampling
 from bench.spec import build_spec
 from bench.together import together
+from bench.weekly import run
 
 ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "lease": lease,
@@ -28,6 +29,7 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "memory": memory,
     "overhead": overhead,
     "warmth": warmth,
+    "run": run,
     "context": context,
     "neighbour": neighbour,
     "grown": grown,

@@ -89,6 +89,7 @@ async def fake_runner(
         running.append(ran)
         await process.redirect(ran.stdin, ran.stdout, ran.stderr)
         process.exit(await ran.wait())
+        await process.wait_closed()
 
     sshd = await asyncssh.listen(
         "127.0.0.1",
@@ -97,6 +98,7 @@ async def fake_runner(
         server_host_keys=[host_key],
         process_factory=command,
         encoding=None,
+        line_editor=False,
     )
     port = sshd.sockets[0].getsockname()[1]
 
