@@ -67,10 +67,10 @@ def test_a_command_in_an_image_whose_output_is_long(
 ) -> None:
     box = tmp_path / "box"
     box.mkdir()
-    (box / "sh").write_bytes(busybox.read_bytes())
-    (box / "sh").chmod(0o755)
+    (box / "busybox").write_bytes(busybox.read_bytes())
+    (box / "busybox").chmod(0o755)
     (box / "Dockerfile").write_text(
-        'FROM scratch\nCOPY sh /bin/sh\nRUN ["/bin/sh", "sh", "-c", "/bin/sh --install -s /bin"]\n'
+        'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\n'
     )
     farm.mayfly(*farm.build("team/run", "-t", "images/team/run:box", "--push", str(box)))
     image = ("--image", "images/team/run:box", "--artifact", "out")
@@ -96,8 +96,8 @@ def test_a_shell_in_a_running_build_and_in_its_runner_when_it_has_failed(
         def shell(*words: str) -> subprocess.CompletedProcess[str]:
             return farm.mayfly("shell", lease, "--", *words, check=False, timeout_s=60)
 
-        farm.until(lambda: shell("step", "/bin/sh", "sh", "-c", "test -e /made").returncode == 0)
-        inside = shell("step", "/bin/sh", "sh", "-c", "echo *; echo > /go; exit 6")
+        farm.until(lambda: shell("step", "/bin/sh", "-c", "test -e /made").returncode == 0)
+        inside = shell("step", "/bin/sh", "-c", "echo *; echo > /go; exit 6")
         assert inside.returncode == 6
         assert "made" in inside.stdout.split() and "bin" in inside.stdout.split()
         assert build.wait(60) == 1

@@ -114,6 +114,14 @@ def test_what_is_kept_goes_early(how: str) -> None:
     assert row.outcome is Outcome.FAILED
 
 
+@pytest.mark.parametrize("outcome", Outcome)
+def test_only_what_is_worth_a_look_is_kept_and_nothing_untrusted(outcome: Outcome) -> None:
+    assert states.is_kept(failed(running(), outcome)) is (outcome in states.LOOKED_INTO)
+    assert not states.is_kept(failed(running(trusted=False), outcome))
+    assert not states.is_kept(failed(running(keep_min=0), outcome))
+    assert not states.is_kept(failed(running(), outcome, longest_s=0))
+
+
 def test_letting_go_changes_nothing_else() -> None:
     for row in (running(), failed(running(0)), lease()):
         assert states.let_go(row) == row
