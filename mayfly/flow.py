@@ -279,7 +279,7 @@ async def _connection(
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
     keys = request.spec.cache_keys if request.spec else ()
-    where = cache.references(request.caches, request.repo, args, keys)
+    where = cache.references(request.caches, request.repo, args, keys) if args.builds else {}
     started_at = time.monotonic()
     granting = access.granted(
         request.registry,
@@ -289,7 +289,7 @@ async def _connection(
         folder,
         request.environ,
         reads=[*request.bases, *args.reads],
-        writes=[*args.writes, *(where.values() if args.builds else ())],
+        writes=[*args.writes, *where.values()],
     )
     unreadable = ""
     try:

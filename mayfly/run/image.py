@@ -32,6 +32,9 @@ from mayfly.run.request import STAGE, Run
 OURS = ".mayfly"
 """The folder in the image that holds what comes back."""
 
+QUIET = {"BUILDX_GIT_INFO": "0"}
+"""buildx would look for a commit to write into an image, and complain where there is none."""
+
 STDOUT = 1
 _RUN = f"[{STAGE} "
 _FROM = re.compile(r"\[[^\]]*\] (?:load metadata for|FROM) (?P<reference>\S+)")
@@ -172,7 +175,7 @@ def prepared(
                 event=run.event,
                 registry_host=config.registry_host,
                 buildx=flow.buildx_of(config),
-                environ=environ,
+                environ={**environ, **QUIET},
                 bases=(run.image,),
                 registry=config.registry,
                 caches=config.caches,
