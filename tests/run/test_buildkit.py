@@ -88,4 +88,4 @@ async def test_a_command_in_an_image_and_what_comes_back(
 
                 again = await run("sh", "-c", SCRIPT + "exit 0")
                 assert again.exit_status == 37, "it is no step from a cache"
-                assert capfdbinary.readouterr() == said
+                assert capfdbinary.readouterr().err == b"oops\n"
