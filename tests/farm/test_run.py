@@ -69,8 +69,14 @@ def test_a_command_in_an_image_whose_output_is_long(
     box.mkdir()
     (box / "busybox").write_bytes(busybox.read_bytes())
     (box / "busybox").chmod(0o755)
+    links = (
+        "for name in cat head id ls mkdir sh yes; do /bin/busybox ln -s busybox /bin/$name; done"
+    )
+    step = json.dumps(["/bin/busybox", "sh", "-c", f"{links}; /bin/busybox ln -s busybox /bin/cp"])
+    more = json.dumps(["/bin/sh", "-c", "/bin/busybox ln -s busybox /bin/dirname"])
     (box / "Dockerfile").write_text(
-        'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\n'
+        f"FROM scratch\nCOPY busybox /bin/busybox\nRUN {step}\nRUN {more}\n"
+        'RUN ["/bin/sh", "-c", "/bin/busybox ln -s ../bin/busybox /bin/env"]\n'
     )
     farm.mayfly(*farm.build("team/run", "-t", "images/team/run:box", "--push", str(box)))
     image = ("--image", "images/team/run:box", "--artifact", "out")
