@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mayfly import flow
 from mayfly.build.holding import Api, Show
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import UsageError
 from mayfly.model import Outcome
-from mayfly.run import artifacts, image, inside
+from mayfly.run import artifacts, inside
 from mayfly.run.request import Run
 
 
@@ -41,6 +40,9 @@ async def run(
     if not wanted.image:
         result, status = await inside.run(wanted, api, config, show)
         return Ended(result, status)
+    from mayfly import flow  # what only a build needs takes longer to load than a small command
+    from mayfly.run import image
+
     with image.prepared(wanted, config, environ) as (request, output):
         result = await flow.build(request, api, config, show)
         if output.status is not None and wanted.artifacts:
