@@ -20,6 +20,7 @@ from bench.retry import second_runner, warm_retry
 from bench.sampling import sampling
 from bench.spec import build_spec
 from bench.together import together
+from bench.weekly import run
 
 ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "lease": lease,
@@ -30,6 +31,7 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "overhead": overhead,
     "plugin": plugin,
     "warmth": warmth,
+    "run": run,
     "context": context,
     "neighbour": neighbour,
     "grown": grown,

@@ -227,6 +227,19 @@ class Client:
         )
         return cast(VerdictJson, answer.json())
 
+    async def authorize(self, lease: str, ssh_public_key: str) -> LeaseJson:
+        """Have the lease's runner let one more key in; `runner` of the answer is the way there.
+
+        Raises `NotFound`, `Conflict` when there is no runner now, `Denied`.
+        """
+        answer = await self._call(
+            "POST",
+            f"{_lease(lease)}/keys",
+            json={"ssh_public_key": ssh_public_key},
+            timeout=2 * TIMEOUT_S,
+        )
+        return cast(LeaseJson, answer.json())
+
     async def end(self, lease: str, outcome: Outcome = Outcome.CANCELLED) -> None:
         """End the lease as cancelled or terminated; nothing happens to one that has ended."""
         await self._call("DELETE", _lease(lease), params={"outcome": outcome})

@@ -163,6 +163,13 @@ class LeaseOptions(_Section):
         le=7 * 24 * 60,
         description="Minutes that a build spec may ask for; `budget_min` where that is more.",
     )
+    max_keep_min: float = Field(
+        30,
+        ge=0,
+        le=24 * 60,
+        description="Minutes that the runner of a failed build is kept at most, where its client "
+        "asks for that, and never beyond its time budget; 0: not at all.",
+    )
     max_oom_retries: int = Field(
         1,
         ge=0,

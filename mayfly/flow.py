@@ -59,7 +59,7 @@ class Request:
     the farm's choice of a registry, `caches` where in it layer caches are. `spec` is what the repo
     declares, `languages` what its files say it is written in. `pipeline` is the CI's number of what
     it belongs to; `supersede` ends older builds of the same that belong to another. No log shows
-    `secrets`.
+    `secrets`. `watching` is who takes buildx's output where that is not for people.
     """
 
     args: BuildArgs
@@ -77,6 +77,7 @@ class Request:
     pipeline: str = ""
     supersede: bool = False
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    watching: progress.Watching | None = None
 
 
 def prepare(
@@ -210,6 +211,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         pushes=_pushes(request.args, request.registry_host),
         pipeline=request.pipeline,
         supersede=request.supersede,
+        keep_min=request.args.keep_min,
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:
@@ -238,7 +240,13 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
                 line = f"attempt {len(attempts)} ended as {verdict['outcome']}: {verdict['reason']}"
                 log.write(f"{line}\n".encode())
     outcome = Outcome(verdict["outcome"])
-    result = Result(lease, outcome, tuple(attempts), reason=verdict["reason"])
+    result = Result(
+        lease,
+        outcome,
+        tuple(attempts),
+        reason=verdict["reason"],
+        kept_until=verdict["kept_until"] or "",
+    )
     if request.args.metadata_file and attempt.outcome is Outcome.SUCCEEDED:
         results.merge_metadata(Path(request.args.metadata_file), result)
     return result
@@ -321,7 +329,8 @@ async def _connection(
     keys = request.spec.cache_keys if request.spec else ()
     zone, others = cache.zones(view["terms"])
     where, *beside = (
-        cache.references(request.caches, request.repo, args, keys, each) for each in (zone, *others)
+        cache.references(request.caches, request.repo, args, keys, each) if args.builds else {}
+        for each in (zone, *others)
     )
     imported = [name for each in beside for name in each.values()]
     started_at = time.monotonic()
@@ -332,8 +341,8 @@ async def _connection(
         relay,
         folder,
         request.environ,
-        reads=[*request.bases, *args.reads, *(imported if args.builds else ())],
-        writes=[*args.writes, *(where.values() if args.builds else ())],
+        reads=[*request.bases, *args.reads, *imported],
+        writes=[*args.writes, *where.values()],
     )
     unreadable = ""
     try:
@@ -359,6 +368,7 @@ async def _connection(
                 stdin=folder.stdin if args.stdin else None,
                 lost=tunnel.lost,
                 mask=Mask(request.secrets),
+                watching=request.watching,
             )
             alive = ran.status == 0 or await tunnel.alive()
             if ran.status and alive:

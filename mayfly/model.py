@@ -188,6 +188,8 @@ class LeaseRequest:
     the farm's own registry that it means to push to, so that a refusal comes before a runner.
     `pipeline` is the CI's number of what the build belongs to (a label); `supersede` ends older
     builds of the same that belong to another.
+    `keep_min` is for how many minutes the runner stays when the build fails, for people to look
+    into it.
     """
 
     repo: str
@@ -202,6 +204,7 @@ class LeaseRequest:
     pushes: tuple[str, ...] = ()
     pipeline: str = ""
     supersede: bool = False
+    keep_min: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +244,8 @@ class Lease:
 
     `size`, `ready_at`, `timings_s`, `grown_bytes` (the memory that the runner was granted beyond
     its size) and `usage` (what it used, as far as its provider has told) are of the present
-    attempt; `earlier` has those before it. `deadline` is fixed by the first runner.
+    attempt; `earlier` has those before it. `deadline` is fixed by the first runner. The runner of a
+    build that has ended is left alone until `kept_until`, which is no later.
     """
 
     id: str
@@ -268,6 +272,7 @@ class Lease:
     usage: Usage | None = None
     earlier: tuple[Attempt, ...] = ()
     terms: Terms = Terms()
+    kept_until: datetime | None = None
 
     @property
     def runner(self) -> str:

@@ -180,10 +180,11 @@ class TermsJson(TypedDict):
 
 
 class LeaseJson(TypedDict):
-    """A lease. `state` is queued, creating, ready, destroying, ended or lost.
+    """A lease. `state` is queued, creating, ready, kept, destroying, ended or lost.
 
     `queue_position` counts from 1 while queued, else it is null. `runner` is null unless the
-    lease is ready and the caller is its holder.
+    lease is ready and the caller is its holder. `kept_until` is when the runner of a failed build
+    goes that is kept for people to look into it.
     """
 
     id: str
@@ -207,6 +208,7 @@ class LeaseJson(TypedDict):
     relay_url: str
     runner: RunnerJson | None
     terms: TermsJson
+    kept_until: str | None
 
 
 class BeatJson(TypedDict):
@@ -222,13 +224,15 @@ class LoggedJson(TypedDict):
 
 class VerdictJson(TypedDict):
     """The answer to a report; `outcome` is the one that counts: the first that was set, by what
-    the runner's side has seen. `reason` says why, where there is anything to say.
+    the runner's side has seen. `reason` says why, where there is anything to say, and `kept_until`
+    for how long the runner stays, if it does.
     """
 
     verdict: str
     attempt: int
     outcome: str
     reason: str
+    kept_until: str | None
 
 
 class AttemptJson(TypedDict):

@@ -20,6 +20,10 @@ from mayfly.registry.reference import image
 
 PROGRESS = frozenset({"auto", "none", "plain", "quiet", "rawjson", "tty"})
 
+KEEP_MIN, MOST_KEEP_MIN = 30.0, 10_000.0
+"""Minutes for which the runner of a failed build is kept unless the flag says, and at most; the
+farm's own limit, which is shorter, is the orchestrator's to know."""
+
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 _HOST = r"(?:\[[0-9a-fA-F:]+\]|[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?)(?::[0-9]+)?"
 _REFERENCE = re.compile(rf"(?:{_HOST}/)?{_PATH}(?::[\w][\w.-]{{0,127}})?", re.ASCII)
@@ -79,6 +83,7 @@ class BuildArgs:
     iidfile: str = ""
     size: str = ""
     grow: bool = True
+    keep_min: float = 0
     repo: str = ""
     spec: str = ""
     cache_key: str = ""
@@ -201,6 +206,7 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         iidfile=given.last("iidfile"),
         size=given.last("mayfly-size"),
         grow=not given.on("mayfly-no-grow"),
+        keep_min=keep_min(given),
         repo=given.last("mayfly-repo"),
         spec=given.last("mayfly-spec"),
         cache_key=cache_key(given),
@@ -231,6 +237,25 @@ def cache_key(given: Given) -> str:
             hint="use lower-case letters and digits, with . _ - between them",
         )
     return key
+
+
+def keep_min(given: Given) -> float:
+    """`--mayfly-keep-on-failure[=MINUTES]` in minutes; 0 without it. Raises `UsageError`."""
+    value = given.last("mayfly-keep-on-failure")
+    if not value or not given.on("mayfly-keep-on-failure"):
+        return 0
+    if value == "true":
+        return KEEP_MIN
+    try:
+        minutes = float(value)
+    except ValueError:
+        minutes = 0
+    if not 0 < minutes <= MOST_KEEP_MIN:
+        raise UsageError(
+            f"--mayfly-keep-on-failure={value}: not a number of minutes",
+            hint="write it as --mayfly-keep-on-failure=20",
+        )
+    return minutes
 
 
 def check_outputs(target: Target, *, named: bool, docker: bool) -> None:

@@ -76,6 +76,7 @@ def parse(argv: Sequence[str], registry: str, read: Read, *, docker: bool = Fals
         metadata_file=given.last("metadata-file"),
         size=given.last("mayfly-size"),
         grow=not given.on("mayfly-no-grow"),
+        keep_min=arguments.keep_min(given),
         repo=given.last("mayfly-repo"),
         spec=given.last("mayfly-spec"),
         cache_key=key,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from mayfly.errors import UsageError
 
-OWN = frozenset({"cache-key", "no-grow", "repo", "size", "spec"})
-OWN_SWITCHES = frozenset({"no-grow"})
-"""Mayfly's own options, as --mayfly-NAME; each takes a value."""
+OWN = frozenset({"cache-key", "keep-on-failure", "no-grow", "repo", "size", "spec"})
+OWN_SWITCHES = frozenset({"keep-on-failure", "no-grow"})
+"""Mayfly's own options, as --mayfly-NAME; those that are no switches take a value."""
 
 
 @dataclass(frozen=True, slots=True)

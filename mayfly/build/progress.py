@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from mayfly.build.mask import Mask, Stream
 from mayfly.build.terminal import screen, show
@@ -84,6 +85,19 @@ class Timeline:
                 self.push_failed = True
         elif export and (done := _DONE.fullmatch(text)):
             self.cache_s += float(done["s"])
+
+
+class Watching(Protocol):
+    """Takes buildx's output, instead of showing it, and has a word in how it ended."""
+
+    def begin(self) -> None:
+        """A buildx is about to run; there may have been one before, on another runner."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of what buildx says; returns what goes into the build's log."""
+
+    def ended(self, ran: Ran) -> Ran:
+        """How it ended, by all that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +175,7 @@ async def run(
     stdin: Path | None = None,
     lost: asyncio.Event | None = None,
     mask: Mask | None = None,
+    watching: Watching | None = None,
 ) -> Ran:
     """Run buildx (argument list `build`) to its end; its plain log goes to `log` either way.
 
@@ -168,9 +183,10 @@ async def run(
     terminal.
 
     `asked` is the user's --progress. Where buildx does not write the plain log, it is what
-    `history` prints afterwards. Standard output is ours, and so is the input unless `stdin` names a
-    file. When cancelled: interrupted, killed 2 s later; the same once `lost` is set and it has not
-    ended by itself in another 2 s, for it may wait for its connection for ever.
+    `history` prints afterwards, or what `watching` makes of what it says. Standard output is ours,
+    and so is the input unless `stdin` names a file. When cancelled: interrupted, killed 2 s later;
+    the same once `lost` is set and it has not ended by itself in another 2 s, for it may wait for
+    its connection for ever.
     """
     timeline = Timeline()
     shown = display(asked, env, terminal=sys.stderr.isatty())
@@ -186,6 +202,12 @@ async def run(
         show(to_user.feed(data))
 
     started_at = time.monotonic()
+    if watching:
+        watching.begin()
+        status = await _run(
+            build, env, lambda data: log.write(watching.feed(data)), stdin=stdin, lost=lost
+        )
+        return watching.ended(Ran(status, time.monotonic() - started_at, timeline))
     if shown == "drawn":
         async with screen() as drawing:
             status = await _run(build, env, stderr=drawing.slave, stdin=stdin, lost=lost)

@@ -49,13 +49,15 @@ class Attempt:
 class Result:
     """How a build ended. `attempts` has at least one entry; the last one counts.
 
-    `reason` is the orchestrator's, where it has one.
+    `reason` is the orchestrator's, where it has one; `kept_until` is until when the last runner
+    stays to be looked into, empty when it does not.
     """
 
     build: str
     outcome: Outcome
     attempts: tuple[Attempt, ...]
     reason: str = ""
+    kept_until: str = ""
 
     @property
     def last(self) -> Attempt:

@@ -9,16 +9,20 @@ to be trusted; nothing of the user's own SSH configuration, keys or agent is use
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncssh
 
+from mayfly.build.keyboard import Terminal
 from mayfly.build.pair import Pair
 from mayfly.errors import Denied, InfrastructureError, Unreachable
 from mayfly.wire import LeaseJson
@@ -41,6 +45,9 @@ KEEPALIVE_S = 5.0
 KEEPALIVES_LOST = 6
 _PROBE_S = 5.0
 _CHUNK = 256 * 1024
+
+Take = Callable[[bytes], object]
+"""Takes the next bytes of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,66 @@ class Tunnel:
             return False
         writer.close()
         return True
+
+    async def run(
+        self, command: str, out: Take, err: Take, *, stdin: int = asyncssh.DEVNULL
+    ) -> int:
+        """Run a shell command as the runner's user to its end; its exit status (of one that a
+        signal killed 128 and the signal, as in a shell).
+
+        Its streams go to `out` and `err`, apart; its input is the descriptor `stdin`, which is
+        closed then. When this is cancelled the command is killed. Raises `InfrastructureError` when
+        the connection is lost before it has ended.
+        """
+        process = await self._process(command, stdin=stdin)
+        try:
+            await asyncio.gather(
+                _copied(process.stdout, out), _copied(process.stderr, err), process.wait_closed()
+            )
+        finally:
+            process.close()
+        return _status(process)
+
+    async def on_terminal(self, command: str | None) -> int:
+        """A shell, or `command`, on a terminal there that is ours: raw, and of its size, now and
+        when that changes; the exit status, as `run` has it. Ours is as it was afterwards.
+
+        Raises `InfrastructureError` when the connection is lost before it has ended.
+        """
+        with Terminal(sys.stdin.fileno()) as ours:
+            process = await self._process(
+                command, term_type=os.environ.get("TERM") or "xterm", term_size=ours.size()
+            )
+            try:
+                with ours.typed(process.stdin.write, process.change_terminal_size):
+                    await asyncio.gather(_copied(process.stdout, ours.show), process.wait_closed())
+            finally:
+                process.close()
+            return _status(process)
+
+    async def _process(self, command: str | None, **more: Any) -> asyncssh.SSHClientProcess[bytes]:
+        try:
+            return await self._connection.create_process(command, encoding=None, **more)
+        except (OSError, asyncssh.Error) as error:
+            raise InfrastructureError(
+                f"the runner runs no command: {_said(error)}", hint="try again"
+            ) from None
+
+
+async def _copied(stream: asyncssh.SSHReader[bytes], take: Take) -> None:
+    """Until the stream ends, or its connection does."""
+    with suppress(asyncssh.Error, OSError):
+        while data := await stream.read(_CHUNK):
+            take(data)
+
+
+def _status(process: asyncssh.SSHClientProcess[bytes]) -> int:
+    status = process.exit_status
+    if status is None:
+        raise InfrastructureError(
+            "the connection to the runner was lost", hint="see `mayfly lease ls`, and try again"
+        )
+    return status
 
 
 def new_key() -> Key:

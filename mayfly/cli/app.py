@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, golden, lease, machine, records, sizing, spec, token
+from mayfly.cli import (
+    base,
+    build,
+    cache,
+    golden,
+    lease,
+    machine,
+    records,
+    run,
+    shell,
+    sizing,
+    spec,
+    token,
+)
 
 app = typer.Typer(
     name="mayfly",
@@ -24,8 +37,11 @@ app.command("logs")(records.logs)
 app.command("why")(sizing.why)
 app.command("size")(sizing.size)
 app.command("usage")(records.usage)
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
+app.command("shell")(shell.shell)
 app.add_typer(lease.app, name="lease")
 app.add_typer(token.app, name="token")
+app.add_typer(cache.app, name="cache")
 app.add_typer(golden.app, name="golden")
 app.add_typer(base.app, name="base")
 app.add_typer(spec.app, name="spec")

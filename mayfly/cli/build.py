@@ -19,6 +19,9 @@ OWN = """\
   --mayfly-size NAME       size of the VM (`mayfly status` lists them); default: what its spec, its
                            past or its language asks for (`mayfly size` says which, and why)
   --mayfly-no-grow         give the VM no more memory than its size has while it runs
+  --mayfly-keep-on-failure[=MINUTES]
+                           leave the VM of a failed build there for a while (30 min), for
+                           `mayfly shell`
   --mayfly-repo NAME       repo that images and cache belong to; default: CI_REPO, the path of
                            git's origin, or the directory's name
   --mayfly-spec PATH       build spec to use, or `none`; default: the nearest .build-spec.ncl from
@@ -90,10 +93,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from mayfly import client, config, flow
 
     settings = config.load()
-    here = _here()
+    directory = here()
     if verb == "bake" and _looked_at(argv, settings):
         return 0
-    request = flow.prepare(argv, settings, os.environ, here, verb=verb)
+    request = flow.prepare(argv, settings, os.environ, directory, verb=verb)
     if warning := _stays(request):
         show(warning)
 
@@ -102,6 +105,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
             return await flow.build(request, api, settings, show)
 
     result = asyncio.run(build())
+    if result.kept_until:
+        show(kept(result))
     if result.error is not None:
         complain(result.error)
     elif result.exit_status == 0:
@@ -111,7 +116,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     return result.exit_status
 
 
-def _here() -> Path:
+def here() -> Path:
     """The working directory. Raises `UsageError` when somebody has removed it."""
     try:
         return Path.cwd()
@@ -119,6 +124,14 @@ def _here() -> Path:
         from mayfly.errors import UsageError
 
         raise UsageError("the current directory is gone", hint="cd to one that is there") from None
+
+
+def kept(result: Result) -> str:
+    """What to say of a runner that stays."""
+    return (
+        f"the runner stays until {result.kept_until}: look into it with `mayfly shell "
+        f"{result.build}`, end it with `mayfly lease rm {result.build}`"
+    )
 
 
 def _looked_at(argv: Sequence[str], settings: Config) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mayfly.cli.machine import AsJson
+from mayfly.cli.machine import AsJson, state
 from mayfly.cli.output import print_json, print_table, seconds, show
 from mayfly.model import Outcome
 
@@ -38,7 +38,7 @@ def ls(as_json: AsJson = False) -> None:
             (
                 one["id"],
                 one["repo"],
-                one["state"],
+                state(one),
                 one["size"]["name"],
                 one["attempt"],
                 one["created_at"],
@@ -79,6 +79,7 @@ def show_one(lease: LeaseId, as_json: AsJson = False) -> None:
         "ready": one["ready_at"],
         "expires": one["expires_at"],
         "deadline": one["deadline"],
+        "kept until": one["kept_until"],
         "ended": one["ended_at"],
         "outcome": one["outcome"],
         "reason": one["reason"] or None,
@@ -93,7 +94,7 @@ def show_one(lease: LeaseId, as_json: AsJson = False) -> None:
 def rm(lease: LeaseId) -> None:
     """End a lease: its build is cancelled and its runner destroyed.
 
-    A lease that has ended already is left as it is.
+    A lease that has ended already is left as it is; the runner of a failed build that is kept goes.
 
     \b
     Example:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mayfly.cli.output import print_json, print_table, show
+
+if TYPE_CHECKING:
+    from mayfly.wire import LeaseJson
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -82,7 +85,7 @@ def status(as_json: AsJson = False) -> None:
     print()
     print_table(
         ("LEASE", "REPO", "STATE", "SIZE"),
-        [(one["id"], one["repo"], one["state"], one["size"]["name"]) for one in now["leases"]],
+        [(one["id"], one["repo"], state(one), one["size"]["name"]) for one in now["leases"]],
         "no leases",
     )
     print()
@@ -94,6 +97,11 @@ def status(as_json: AsJson = False) -> None:
         ],
         "no builds yet: mayfly build .",
     )
+
+
+def state(lease: LeaseJson) -> str:
+    """A lease's state, in a word or a few."""
+    return f"kept until {lease['kept_until']}" if lease["state"] == "kept" else lease["state"]
 
 
 def doctor(as_json: AsJson = False) -> int:

@@ -9,7 +9,7 @@ root and speaks over virtio-serial: one JSON object a line, at most 64 KiB a lin
 A host may come and go, also in the middle of a line. It sends an empty line first when it connects,
 which ends whatever its predecessor left, and ignores answers whose id it did not send.
 
-    freeze, identity                 how it becomes somebody       identity.py
+    freeze, identity, authorize      how it becomes somebody       identity.py
     sample, steps                    what its build uses           sample.py, buildkit.py
     quiesce, take_scratch            a disk that changes hands     scratch.py
 """
@@ -49,6 +49,7 @@ class Agent:
             "wait_buildkit": self._wait_buildkit,
             "freeze": self._life.freeze,
             "identity": self._identity,
+            "authorize": self._life.authorize,
             "sample": lambda _: {"sample": self._sampler.read()},
             "steps": self._steps,
             "quiesce": self._quiesce,

@@ -138,7 +138,7 @@ class Life:
         took("entropy")
         self._kernel.set_clock_ns(identity.unix_time_ns)
         took("clock")
-        sshd = self._sshd or self._kernel.start_sshd()
+        sshd = self._sshd = self._sshd or self._kernel.start_sshd()
         keys = {"host_key": identity.ssh_host_key, "authorized_key": identity.authorized_key}
         os.write(sshd.tell, json.dumps(keys).encode() + b"\n")
         took("keys")
@@ -148,6 +148,20 @@ class Life:
 
         seconds_left = identity.deadline_unix_s - identity.unix_time_ns / 1e9
         return {"timings_s": timings}, lambda: self._settle(identity, seconds_left, sshd)
+
+    def authorize(self, message: Message) -> Message:
+        """Let one more key log in. Whoever owns the build's user can keep sshd from reading: that
+        is not waited for.
+        """
+        key = text(message, "authorized_key", is_line)
+        if self._sshd is None or not self.identified:
+            raise Refused("authorize: there is no sshd that could be told")
+        os.set_blocking(self._sshd.tell, False)
+        try:
+            os.write(self._sshd.tell, json.dumps({"authorized_key": key}).encode() + b"\n")
+        except OSError as fault:
+            raise Refused(f"authorize: sshd takes no key: {fault.strerror}") from None
+        return {}
 
     def _settle(self, identity: Identity, seconds_left: float, sshd: Sshd) -> None:
         """After the answer: the deadline; after the first login, what a build can begin without.

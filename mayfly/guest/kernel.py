@@ -25,7 +25,7 @@ SSHD_ENVIRONMENT = {
     "HOME": BUILD_HOME,
     "LOGNAME": "build",
     "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "SHELL": "/bin/sh",
+    "SHELL": "/bin/bash",
     "USER": "build",
 }
 # They would answer a clone's new clock, memory and vmgenid, or what their timers missed, just when

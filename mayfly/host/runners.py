@@ -225,6 +225,17 @@ class Runners:
             self._keep(replace(record, memory_bytes=max(wanted, record.memory_bytes)))
             log.info("runner grown", runner=runner, memory_bytes=wanted)
 
+    async def authorize(self, runner: str, public_key: str) -> None:
+        """Have the runner's SSH server let one more key in.
+
+        Raises `NotFound` when there is no such runner, `InfrastructureError` when it refuses.
+        """
+        record = self._records.get(runner)
+        if record is None or not record.alive:
+            raise NotFound(f"there is no runner {runner}")
+        await self._sampling.authorize(runner, public_key)
+        log.info("key authorized", runner=runner, key=public_key)
+
     async def dial(self, runner: str) -> socket.socket:
         """A socket connected to the runner's SSH server. Raises `NotFound` when it is gone."""
         link = self._link(runner)

@@ -14,6 +14,9 @@ from mayfly.host.watch import Watch
 from mayfly.model import Load
 from mayfly.usage import Evidence
 
+AUTHORIZE_S = 5
+"""Seconds in which a guest is to have told its SSH server a key."""
+
 
 class Sampling:
     """The samplers of this machine's runners, by name; a runner that has none is no error."""
@@ -45,6 +48,16 @@ class Sampling:
         watch, task = self._running[runner]
         task.cancel()
         return watch.channel
+
+    async def authorize(self, runner: str, public_key: str) -> None:
+        """Have the runner's agent let one more SSH key in, by the channel that samples come by.
+
+        Raises `InfrastructureError` when the runner is not sampled, or its agent refuses.
+        """
+        if runner not in self._running:
+            raise InfrastructureError(f"runner {runner} is not there")
+        channel = self._running[runner][0].channel
+        await channel.call("authorize", {"authorized_key": public_key}, timeout_s=AUTHORIZE_S)
 
     async def stop(self, runner: str) -> None:
         """Take no more samples and let the agent go; what was seen is kept until `forget`."""

@@ -70,6 +70,7 @@ class Host:
             "create": self._create,
             "destroy": self._destroy,
             "grow": self._grow,
+            "authorize": self._authorize,
             "usage": self._usage,
             "list": self._list,
         }
@@ -159,6 +160,13 @@ class Host:
         if not isinstance(wanted, int) or not 0 < wanted <= self._machine.memory_bytes:
             raise UsageError("`memory_bytes` must be a number, and this machine must have them")
         await self._runners.grow(_name(request), wanted)
+        return {}, None
+
+    async def _authorize(self, request: Message, progress: Progress) -> tuple[Message, None]:
+        key = request.get("public_key")
+        if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
+            raise UsageError("`public_key` must be an OpenSSH public key line")
+        await self._runners.authorize(_name(request), key)
         return {}, None
 
     async def _usage(self, request: Message, progress: Progress) -> tuple[Message, None]:

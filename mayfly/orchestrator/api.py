@@ -17,7 +17,7 @@ from mayfly import __version__
 from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
 from mayfly.model import MIB, Outcome
 from mayfly.orchestrator import docker, metrics, page, trust_routes
-from mayfly.orchestrator.forms import LeaseForm, ReportForm, SizeForm, Stop
+from mayfly.orchestrator.forms import KeyForm, LeaseForm, ReportForm, SizeForm, Stop
 from mayfly.orchestrator.rights import Admin, Asker, Holder, Reader, Serve, Who
 from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
 from mayfly.wire import (
@@ -112,6 +112,11 @@ def create_app(service: Service) -> FastAPI:
     async def report(lease_id: str, form: ReportForm, service: Serve, _: Holder) -> VerdictJson:
         """The build's outcome, which ends the lease."""
         return await service.report(lease_id, form)
+
+    @app.post("/v1/leases/{lease_id}/keys")
+    async def lease_key(lease_id: str, form: KeyForm, service: Serve, who: Holder) -> LeaseJson:
+        """Let one more SSH key into the lease's runner; `runner` has what it takes to get there."""
+        return await service.authorize(lease_id, form.ssh_public_key, who)
 
     @app.delete("/v1/leases/{lease_id}", status_code=204)
     async def lease_end(

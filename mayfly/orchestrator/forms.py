@@ -105,6 +105,7 @@ class LeaseForm(_Form):
     pushes: Annotated[tuple[Repository, ...], Field(max_length=64)] = ()
     pipeline: Text = ""
     supersede: bool = False
+    keep_min: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 0
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})
@@ -134,6 +135,12 @@ class TokenForm(_Form):
     repos: Annotated[tuple[RepoPattern, ...], Field(min_length=1, max_length=64)]
     trusted: bool = False
     life_s: Annotated[float, Field(ge=60, le=10 * 366 * 86400)] | None = None
+
+
+class KeyForm(_Form):
+    """The body of `POST /v1/leases/{id}/keys`: whom else the runner is to let in."""
+
+    ssh_public_key: Annotated[str, Field(max_length=8192), AfterValidator(_ssh_key)]
 
 
 class ReportForm(_Form):

@@ -22,6 +22,7 @@ class Limits(Room):
     disk_reserve_bytes: int = 0
     grow: bool = True
     max_oom_retries: int = 1
+    max_keep_s: float = 1800.0
 
 
 def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: int) -> Limits:
@@ -37,4 +38,5 @@ def limits(config: Config, machine_memory_bytes: int, cores: int, disk_bytes: in
         disk_reserve_bytes=config.pool.disk_reserve_gb * GIB,
         grow=config.pool.grow,
         max_oom_retries=config.lease.max_oom_retries,
+        max_keep_s=config.lease.max_keep_min * 60,
     )

@@ -156,7 +156,8 @@ class Metrics:
         """The exposition text, with the given open leases counted by state."""
         tally = Tally(states.word(lease) for lease in leases)
         for state in (
-            states.QUEUED, states.CREATING, states.READY, states.LOST, states.DESTROYING
+            *(states.QUEUED, states.CREATING, states.READY, states.KEPT),
+            *(states.LOST, states.DESTROYING),
         ):  # fmt: skip
             self._leases.labels(state).set(tally[state])
         return generate_latest(self._registry)

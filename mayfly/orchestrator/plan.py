@@ -222,7 +222,7 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
             if isinstance(action, Grow):
                 taken += Share(memory_bytes=action.more_bytes)
             actions += [action] if action else []
-        elif rule is Rule.DESTROY:
+        elif rule is Rule.DESTROY and not _stays(lease, facts):
             actions.extend(_unmake(lease, facts))
     actions.extend(
         Destroy(name, "no open lease explains this runner")
@@ -360,8 +360,8 @@ def edge_changes(
     A runner that is being made may be attached already: it is attached before it is ready.
     """
     leases, attached = tuple(leases), set(attached)
-    ready = {lease.runner for lease in leases if states.is_ready(lease)}
-    making = {lease.runner for lease in leases if states.is_running(lease)}
+    ready = {lease.runner for lease in leases if states.is_ready(lease) or states.is_kept(lease)}
+    making = ready | {lease.runner for lease in leases if states.is_running(lease)}
     return tuple(sorted(ready - attached)), tuple(sorted(attached - making))
 
 
@@ -430,6 +430,13 @@ def _no_room_soon(lease: Lease, limits: Limits, now: datetime) -> End | None:
         f"{_minutes(patience_s)}: {advice}"
     )
     return End(lease, last.outcome, reason)
+
+
+def _stays(lease: Lease, facts: Facts) -> bool:
+    """Whether the runner of an ended lease is still to be looked into."""
+    if not states.is_kept(lease) or lease.kept_until is None or facts.now >= lease.kept_until:
+        return False
+    return facts.has(lease.runner) is not False and not facts.ended(lease.runner)
 
 
 def _unmake(lease: Lease, facts: Facts) -> Iterable[Action]:

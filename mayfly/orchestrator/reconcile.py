@@ -35,6 +35,7 @@ CANCEL_TIMEOUT_S = 10.0
 USAGE_TIMEOUT_S = 3.0
 FINAL_USAGE_TIMEOUT_S = 20.0
 GROW_TIMEOUT_S = 10.0
+AUTHORIZE_TIMEOUT_S = 10.0
 STEPS_ARE_SEEN = frozenset(
     {Outcome.SUCCEEDED, Outcome.FAILED, Outcome.NOT_PUBLISHED, Outcome.OOM, Outcome.DISK_FULL}
 )
@@ -384,7 +385,7 @@ class Reconciler:
         def change(row: Lease) -> Lease:
             if row.attempt != lease.attempt:
                 return row
-            return decide(states.timed(row, timings_s or {}))
+            return states.kept(decide(states.timed(row, timings_s or {})), self._limits.max_keep_s)
 
         after = self._ledger.change(lease.id, change)
         if after.attempt > lease.attempt:
@@ -414,6 +415,21 @@ class Reconciler:
             log.warning("usage unknown", runner=runner, error=str(error) or repr(error))
             return self._ledger.get(lease.id)
 
+    async def authorize(self, lease: Lease, public_key: str, who: str) -> None:
+        """Let one more key into the lease's runner, and tell so those who watch the build.
+
+        Raises `InfrastructureError`.
+        """
+        try:
+            async with asyncio.timeout(AUTHORIZE_TIMEOUT_S):
+                await self._provider.authorize(lease.runner, public_key)
+        except TimeoutError:
+            raise InfrastructureError(
+                f"runner {lease.runner} takes no key", hint="try again"
+            ) from None
+        log.info("key authorized", runner=lease.runner, who=who, key=public_key)
+        self._ledger.tell(lease.id, f"{who} has opened a way into the runner")
+
     async def _destroy(self, runner: str, owner: Lease | None = None) -> None:
         """Unmake the runner, however often it takes; the edge stops serving it first.
 
@@ -425,7 +441,7 @@ class Reconciler:
         for number, delay in enumerate(_backoff()):
             with suppress(MayflyError):
                 await self._edge.revoke(runner)
-            if number == 0 and owner and owner.ready_at:
+            if number == 0 and owner and owner.ready_at and not states.was_kept(owner):
                 await self.measure(owner, final=owner.outcome in STEPS_ARE_SEEN)
             try:
                 async with asyncio.timeout(DESTROY_TIMEOUT_S):

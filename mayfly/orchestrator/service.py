@@ -298,16 +298,21 @@ class Service:
                 reason += _where(self._evidence.read(told.runner))
             lease = self._reconciler.out_of_memory(told, reason, form.timings_s)
             return _verdict(lease, told.attempt)
+        if states.is_ready(told) and told.request.keep_min and outcome in states.LOOKED_INTO:
+            told = await self._reconciler.measure(told, final=True)  # what follows is no build's
         lease = self._ledger.change(
             lease_id,
-            lambda row: states.reported(
-                row,
-                outcome,
-                now,
-                reason=reason,
-                digest=form.digest,
-                timings_s=form.timings_s,
-                images=form.images,
+            lambda row: states.kept(
+                states.reported(
+                    row,
+                    outcome,
+                    now,
+                    reason=reason,
+                    digest=form.digest,
+                    timings_s=form.timings_s,
+                    images=form.images,
+                ),
+                self._limits.max_keep_s,
             ),
         )
         return _verdict(lease, told.attempt)
@@ -317,9 +322,32 @@ class Service:
         return evidence.errors if evidence else ()
 
     def end(self, lease_id: str, outcome: Outcome, reason: str) -> None:
-        """End the lease, unless it has ended."""
+        """End the lease, unless it has ended; a runner that is kept goes in any case."""
         now = self._clock()
-        self._ledger.change(lease_id, lambda row: states.ended(row, outcome, reason, now))
+
+        def change(row: Lease) -> Lease:
+            return states.ended(states.let_go(row), outcome, reason, now)
+
+        self._ledger.change(lease_id, change)
+
+    async def authorize(self, lease_id: str, public_key: str, who: Principal) -> LeaseJson:
+        """Let one more key into the lease's runner, which is ready or kept; the answer has a token
+        for the way there, and for nothing else.
+
+        Raises `Conflict` when there is no runner now, `InfrastructureError` when it takes no key.
+        """
+        lease = self._ledger.get(lease_id)
+        until = lease.kept_until if states.is_kept(lease) else lease.deadline
+        if until is None or not (states.is_ready(lease) or states.is_kept(lease)):
+            raise Conflict(
+                f"build {lease_id} has no runner now: it is {states.word(lease)}",
+                hint="a failed build's is kept where it was begun with --mayfly-keep-on-failure",
+            )
+        await self._reconciler.authorize(lease, public_key, who.name)
+        token = self._signer.runner_token(
+            lease.id, lease.attempt, (), deadline=until, now=self._clock()
+        )
+        return views.lease(lease, self._config, runner_token=token)
 
     def builds(self, who: Principal) -> list[BuildJson]:
         """The last builds that the caller may see, youngest first."""
@@ -357,7 +385,7 @@ class Service:
         """
         ended = 0
         while ended < 2:
-            ended += states.word(self._ledger.get(build_id)) == states.ENDED
+            ended += states.word(self._ledger.get(build_id)) in (states.ENDED, states.KEPT)
             for piece in self._logs.read(build_id, offset):
                 offset += len(piece)
                 yield piece
@@ -491,12 +519,14 @@ def _verdict(lease: Lease, attempt: int) -> VerdictJson:
             "attempt": lease.attempt,
             "outcome": over.outcome,
             "reason": over.reason,
+            "kept_until": None,
         }
     return {
         "verdict": "done",
         "attempt": lease.attempt,
         "outcome": str(lease.outcome),
         "reason": lease.reason,
+        "kept_until": views.time(lease.kept_until) if lease.kept_until else None,
     }
 
 

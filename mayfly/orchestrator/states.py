@@ -14,6 +14,10 @@ from mayfly.model import Attempt, Desired, Lease, Observed, Operation, Outcome, 
 
 QUEUED, CREATING, READY = "queued", "creating", "ready"
 DESTROYING, ENDED, LOST = "destroying", "ended", "lost"
+KEPT = "kept"
+
+LOOKED_INTO = frozenset({Outcome.FAILED, Outcome.OOM, Outcome.DISK_FULL, Outcome.NOT_PUBLISHED})
+"""The outcomes after which a runner is worth a look: it is alive and has what went wrong."""
 
 
 def word(lease: Lease) -> str:
@@ -21,7 +25,7 @@ def word(lease: Lease) -> str:
     if is_closed(lease):
         return ENDED
     if lease.desired is Desired.ENDED:
-        return DESTROYING
+        return KEPT if is_kept(lease) else DESTROYING
     if lease.observed is Observed.LOST:
         return LOST
     if lease.observed is Observed.READY:
@@ -37,6 +41,17 @@ def is_running(lease: Lease) -> bool:
 def is_ready(lease: Lease) -> bool:
     """Whether the lease's holder may use its runner."""
     return is_running(lease) and lease.observed is Observed.READY
+
+
+def is_kept(lease: Lease) -> bool:
+    """Whether the build has ended and its runner stays for a while, for people to look into it."""
+    there = (lease.observed, lease.operation) == (Observed.READY, Operation.NONE)
+    return lease.desired is Desired.ENDED and there and lease.kept_until is not None
+
+
+def was_kept(lease: Lease) -> bool:
+    """Whether the runner may have been looked into, so that what it uses is not the build's."""
+    return lease.request.keep_min > 0 and lease.outcome in LOOKED_INTO
 
 
 def is_queued(lease: Lease) -> bool:
@@ -102,6 +117,26 @@ def ended(lease: Lease, outcome: Outcome, reason: str, now: datetime) -> Lease:
     if not is_running(lease):
         return lease
     return replace(lease, desired=Desired.ENDED, outcome=outcome, reason=reason, ended_at=now)
+
+
+def kept(lease: Lease, longest_s: float) -> Lease:
+    """The lease whose build has just ended, its runner to stay for as long as its client asked, at
+    most `longest_s` and until its deadline. Nothing changes where nobody asked, where there is
+    nothing to see, and for what is not trusted: that is not to hold room of others'.
+    """
+    there = (lease.observed, lease.operation) == (Observed.READY, Operation.NONE)
+    seconds = min(lease.request.keep_min * 60, longest_s)
+    if not (there and lease.trusted and lease.outcome in LOOKED_INTO and seconds > 0):
+        return lease
+    if lease.ended_at is None or lease.deadline is None or lease.kept_until is not None:
+        return lease
+    until = min(lease.ended_at + timedelta(seconds=seconds), lease.deadline)
+    return replace(lease, kept_until=until)
+
+
+def let_go(lease: Lease) -> Lease:
+    """A kept runner is kept no longer."""
+    return replace(lease, kept_until=None) if is_kept(lease) else lease
 
 
 def reported(

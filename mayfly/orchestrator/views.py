@@ -53,7 +53,7 @@ def lease(
 ) -> LeaseJson:
     """`runner_token` is empty for a caller who may not reach the runner."""
     runner: RunnerJson | None = None
-    if states.is_ready(lease) and runner_token:
+    if runner_token and (states.is_ready(lease) or states.is_kept(lease)):
         runner = {
             "name": lease.runner,
             "ssh_host_key": lease.ssh_host_key,
@@ -81,6 +81,7 @@ def lease(
         "relay_url": relay_url(config),
         "runner": runner,
         "terms": terms(lease),
+        "kept_until": _maybe(lease.kept_until),
     }
 
 

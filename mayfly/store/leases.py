@@ -39,7 +39,7 @@ from mayfly.model import (
 )
 from mayfly.store.ballast import Ballast
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _CLOSED = "desired = 'ended' AND observed = 'absent' AND operation = 'none'"
 
@@ -71,7 +71,8 @@ CREATE TABLE leases (
     grown_bytes INTEGER NOT NULL,
     usage TEXT,
     earlier TEXT NOT NULL,
-    terms TEXT NOT NULL
+    terms TEXT NOT NULL,
+    kept_until TEXT
 ) STRICT;
 CREATE INDEX leases_open ON leases (seq) WHERE NOT ({_CLOSED});
 CREATE TABLE idempotency (
@@ -86,22 +87,17 @@ ALTER TABLE leases ADD COLUMN trusted INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE leases ADD COLUMN grown_bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE leases ADD COLUMN usage TEXT;
 ALTER TABLE leases ADD COLUMN earlier TEXT NOT NULL DEFAULT '[]';
-UPDATE schema_version SET version = 2;
 """
-"""What makes a file of version 1 one of version 2. Runners that live are leased as before."""
-
-_FROM_2 = """
-ALTER TABLE leases ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
-UPDATE schema_version SET version = 3;
-"""
-"""What makes a file of version 2 one of version 3: what there was, the administrator asked for."""
-
-_STEPS = {1: _FROM_1, 2: _FROM_2}
+_FROM_2 = "ALTER TABLE leases ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';"
+_FROM_3 = "ALTER TABLE leases ADD COLUMN kept_until TEXT;"
+_STEPS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}
+"""What makes a file of a version one of the next. Runners that live are leased as before; what a
+file of version 2 has, the administrator asked for."""
 
 _COLUMNS = (
     "id, request, size, desired, observed, operation, attempt, created_at, expires_at, budget_s,"
     " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s,"
-    " trusted, grown_bytes, usage, earlier, terms"
+    " trusted, grown_bytes, usage, earlier, terms, kept_until"
 )
 _NAMES = _COLUMNS.replace(" ", "").split(",")
 _INSERT = f"INSERT INTO leases ({_COLUMNS}) VALUES ({', '.join(f':{n}' for n in _NAMES)})"
@@ -230,7 +226,8 @@ class LeaseStore:
         if "schema_version" in names:
             found = self._db.execute("SELECT version FROM schema_version").fetchone()["version"]
         while found in _STEPS:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_STEPS[found]} COMMIT;")
+            written = f"UPDATE schema_version SET version = {found + 1};"
+            self._db.executescript(f"BEGIN IMMEDIATE; {_STEPS[found]} {written} COMMIT;")
             found += 1
         if found != SCHEMA_VERSION:
             wrote = f"has schema version {found or 'none'}"
@@ -291,6 +288,7 @@ def _row(lease: Lease) -> dict[str, Any]:
         "usage": json.dumps(asdict(lease.usage)) if lease.usage else None,
         "earlier": json.dumps([asdict(attempt) for attempt in lease.earlier], default=_text),
         "terms": json.dumps(asdict(lease.terms)),
+        "kept_until": lease.kept_until and lease.kept_until.isoformat(),
     }
 
 
@@ -325,6 +323,7 @@ def _lease(row: sqlite3.Row) -> Lease:
         usage=Usage(**json.loads(row["usage"])) if row["usage"] else None,
         earlier=tuple(_attempt(attempt) for attempt in json.loads(row["earlier"])),
         terms=Terms(**json.loads(row["terms"])),
+        kept_until=_time(row["kept_until"]),
     )
 
 

@@ -114,6 +114,10 @@ class ControlClient(_Client):
         """Give a runner that much memory in all. Raises `NotFound` when there is none."""
         await self._call({"op": "grow", "runner": runner, "memory_bytes": memory_bytes})
 
+    async def authorize(self, runner: str, public_key: str) -> None:
+        """Let one more key into a runner. Raises `NotFound` when there is none of that name."""
+        await self._call({"op": "authorize", "runner": runner, "public_key": public_key})
+
 
 class DialClient(_Client):
     """Ways into runners' namespaces, as sockets. For the edge, and for root."""

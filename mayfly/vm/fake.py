@@ -44,6 +44,7 @@ class Fake:
         self.calls: list[tuple[str, str]] = []
         self.specs: dict[str, RunnerSpec] = {}
         self.memory_bytes: dict[str, int] = {}
+        self.keys: dict[str, list[str]] = {}
         self._evidence: dict[str, Evidence] = {}
         self._runners: dict[str, Runner] = {}
         self._faults: list[tuple[str, str, Exception]] = []
@@ -57,7 +58,8 @@ class Fake:
     def fail(self, operation: str, error: Exception, *, runner: str = "*", times: int = 1) -> None:
         """The next `times` calls of `operation` for a runner that matches raise `error`.
 
-        `operation` is prepare, create, destroy, usage, grow or list; `runner` is a shell pattern.
+        `operation` is prepare, create, destroy, usage, grow, authorize or list; `runner` is a shell
+        pattern.
         """
         self._faults += [(operation, runner, error)] * times
 
@@ -114,6 +116,12 @@ class Fake:
         if runner not in self._runners:
             raise NotFound(f"there is no runner {runner}")
         self.memory_bytes[runner] = memory_bytes
+
+    async def authorize(self, runner: str, public_key: str) -> None:
+        await self._act("authorize", runner, 0)
+        if runner not in self._runners:
+            raise NotFound(f"there is no runner {runner}")
+        self.keys.setdefault(runner, []).append(public_key)
 
     async def list(self) -> tuple[Runner, ...]:
         await self._act("list", "", 0)

@@ -64,5 +64,11 @@ class Provider(Protocol):
         `InfrastructureError` when it cannot be given; it may have got a part.
         """
 
+    async def authorize(self, runner: str, public_key: str) -> None:
+        """Let one more SSH key (an OpenSSH line) into the runner, for as long as it exists.
+
+        Again is fine. Raises `NotFound` when it does not exist, `InfrastructureError`.
+        """
+
     async def list(self) -> tuple[Runner, ...]:
         """Every runner that exists, ready or not, whoever asked for it."""

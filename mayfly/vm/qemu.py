@@ -50,6 +50,10 @@ class Qemu:
         """Have memory plugged in."""
         await self._host.grow(runner, memory_bytes)
 
+    async def authorize(self, runner: str, public_key: str) -> None:
+        """Have the guest's SSH server told."""
+        await self._host.authorize(runner, public_key)
+
     async def list(self) -> tuple[Runner, ...]:
         """The machine's VMs."""
         return await self._host.list()

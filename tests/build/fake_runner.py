@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ class FakeRunner:
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
     registry: int = 404  # what the registry answers to every question
     absent: int = 0  # so many connections are refused, as by an edge that has just started
+    commands: list[str] = field(default_factory=list)
+    terminals: list[tuple[int, int]] = field(default_factory=list)
 
     def relay(self, **changes: str) -> ssh.Relay:
         here = ssh.Relay(url=self.url, lease=LEASE, token=TOKEN, host_key=self.host_key)
@@ -74,11 +78,33 @@ async def fake_runner(
     host_key = asyncssh.generate_private_key("ssh-ed25519")
     runner = FakeRunner("", ssh.public_line(host_key))
     allowed = authorized_key.split()[1]
+    running: list[asyncio.subprocess.Process] = []
+
+    async def command(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        """As tools/runner-sshd: the command with a shell, its streams apart."""
+        runner.commands.append(process.command or "")
+        if process.term_type:
+            runner.terminals.append(process.term_size[:2])
+        ran = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", process.command or "cat"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        running.append(ran)
+        await process.redirect(ran.stdin, ran.stdout, ran.stderr)
+        process.exit(await ran.wait())
+        await process.wait_closed()
+
     sshd = await asyncssh.listen(
         "127.0.0.1",
         0,
         server_factory=lambda: _Server(runner, buildkit, allowed),
         server_host_keys=[host_key],
+        process_factory=command,
+        encoding=None,
+        line_editor=False,
     )
     port = sshd.sockets[0].getsockname()[1]
 
@@ -122,6 +148,9 @@ async def fake_runner(
     try:
         yield runner
     finally:
+        for left in running:
+            if left.returncode is None:
+                os.killpg(left.pid, signal.SIGKILL)
         await runner.cut()
         await site_runner.cleanup()
         sshd.close()

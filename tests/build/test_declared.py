@@ -89,7 +89,10 @@ def test_what_has_no_work_tree_declares_nothing(repo: Path) -> None:
 def test_a_definition_is_about_the_working_directory_and_all_its_contexts(repo: Path) -> None:
     plan = {"target": {"a": {"context": "web"}, "b": {"context": "."}}}
     parsed = bake.parse(["--mayfly-spec", NAME], HOST, lambda _: plan)
-    assert declared(parsed, {}, repo) == (BuildSpec(cpu=3, disk_gb=30), ("go", "javascript", "python"))
+    assert declared(parsed, {}, repo) == (
+        BuildSpec(cpu=3, disk_gb=30),
+        ("go", "javascript", "python"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def test_the_commands_of_this_version_are_there() -> None:
         *("lease ls", "lease show", "lease rm", "golden build", "golden ls"),
         *("token create", "token ls", "token revoke"),
         *("spec check", "spec init", "spec schema"),
+        *("run", "shell", "cache ls", "cache reset"),
     }
 
 
@@ -78,7 +79,12 @@ def test_the_reference_is_what_the_commands_say() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("lease", "ls"), ("golden", "ls"), ("status",), ("doctor",), ("why",), ("size",)]
+    "command",
+    [
+        *(("lease", "ls"), ("golden", "ls"), ("status",), ("doctor",), ("why",), ("size",)),
+        *(("cache", "ls"), ("cache", "reset")),
+    ],
+    ids=" ".join,
 )
 def test_what_lists_has_json(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     main.run([*command, "--help"])
@@ -197,6 +203,17 @@ def _said(capsys: pytest.CaptureFixture[str]) -> str:
         (["frobnicate"], 2, "No such command 'frobnicate' - "),
         (["status", "--colour"], 2, "No such option: --colour - "),
         (["lease"], 2, "Missing command - "),
+        (["run"], 2, "Missing argument 'COMMAND…' - "),
+        (["run", "--frobnicate", "--", "true"], 2, "No such option: --frobnicate - "),
+        (["run", "--artifact", "/etc", "--", "true"], 2, "is no path below this directory"),
+        (["run", "--repo", "base/x", "--", "true"], 2, "'base/x'"),
+        (["run", "--", "true"], 10, "no token: "),
+        (["run", "--repo", "o/r", "cargo", "--version"], 10, "no token: "),
+        (["shell"], 2, "Missing argument 'BUILD' - "),
+        (["shell", "x", "--", "ls"], 10, "no token: "),
+        (["cache", "reset"], 2, "either --repo OWNER/NAME or --all"),
+        (["cache", "reset", "--all", "--repo", "o/r"], 2, "either --repo OWNER/NAME or --all"),
+        (["build", "--mayfly-keep-on-failure=x", "web"], 2, "write it as --mayfly-keep-on-failur"),
         (["lease", "show"], 2, "Missing argument 'LEASE' - "),
         (["logs"], 2, "Missing argument 'BUILD' - "),
         (["base", "push"], 2, "Missing argument"),
@@ -227,6 +244,8 @@ def test_a_mistake_is_one_line_with_what_to_do(
         ["lease", "show", "x"],
         ["lease", "rm", "x"],
         ["logs", "x"],
+        ["run", "--", "true"],
+        ["shell", "x", "--", "ls"],
     ],
     ids=" ".join,
 )

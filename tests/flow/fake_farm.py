@@ -38,6 +38,7 @@ class FakeFarm:
     overruled: str = ""  # the outcome that a report is answered with
     ended: tuple[str, str] | None = None  # the orchestrator's own outcome and reason
     attempt: int = 1
+    kept_until: str | None = None
     request: LeaseRequest | None = None
     beats: int = 0
     log: bytes = b""
@@ -103,6 +104,7 @@ class FakeFarm:
             if self.runner and not self.ended
             else None,
             "terms": self.terms,
+            "kept_until": None,
         }
 
     async def events(self, lease: str) -> AsyncIterator[str]:
@@ -149,6 +151,7 @@ class FakeFarm:
             "attempt": self.attempt,
             "outcome": self.overruled or ("oom" if again else str(outcome)),
             "reason": "",
+            "kept_until": self.kept_until,
         }
 
     async def end(self, lease: str, outcome: Outcome) -> None:

@@ -434,3 +434,40 @@ def test_an_agent_that_was_restarted_gives_no_second_identity(root: Path) -> Non
     answer = Agent(Acts().kernel(), root).handle(json.dumps(identity()).encode())
     assert answer is not None and answer["ok"] is False
     assert "one already" in answer["error"]
+
+
+def authorize(guest: Agent, key: object = "ssh-ed25519 BBBB other") -> dict[str, object]:
+    answer = guest.handle(json.dumps({"id": 8, "op": "authorize", "authorized_key": key}).encode())
+    assert answer is not None
+    return answer
+
+
+def test_one_more_key_goes_to_the_server_once_there_is_an_identity(root: Path) -> None:
+    acts = Acts()
+    prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    assert "no sshd" in str(authorize(guest)["error"])
+    keys, tell = os.pipe()
+    guest._life._sshd = Sshd(tell, os.pipe()[0])
+    assert "no sshd" in str(authorize(guest)["error"]), "it is nobody's yet"
+    guest.handle(json.dumps(identity()).encode())
+    for wrong in ("two\nlines", "", 7, None, "x" * 20000):
+        assert "authorized_key" in str(authorize(guest, wrong)["error"])
+    assert authorize(guest)["ok"] is True
+    with os.fdopen(keys) as lines:
+        told = [json.loads(lines.readline()) for _ in range(2)]
+    assert told[1] == {"authorized_key": "ssh-ed25519 BBBB other"}
+    assert told[0]["authorized_key"] == "ssh-ed25519 AAAA lease"
+    assert "takes no key" in str(authorize(guest)["error"]), "its reader has gone"
+
+
+def test_a_server_that_does_not_read_holds_nobody_up(root: Path) -> None:
+    acts = Acts()
+    prepare(root, acts.kernel())
+    guest = Agent(acts.kernel(), root)
+    keys, tell = os.pipe()
+    guest._life._sshd = Sshd(tell, os.pipe()[0])
+    guest.handle(json.dumps(identity()).encode())
+    answers = [authorize(guest, "k" * 16000)["ok"] for _ in range(8)]
+    assert answers[0] is True and answers[-1] is False
+    os.close(keys)

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncssh
@@ -157,6 +157,107 @@ async def test_nothing_else_is_served(server: Server) -> None:
         with pytest.raises(asyncssh.ChannelOpenError):
             await connection.start_sftp_client()
         assert (await connection.run("echo still here")).stdout == "still here\n"
+
+
+async def test_a_key_that_is_told_later_may_log_in_as_well(server: Server) -> None:
+    another = ssh.new_key()
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with login(server, another):
+            pass
+    for line in ("nonsense", json.dumps({"authorized_key": "x"}), "{}"):
+        server.tell(line)
+    server.tell(json.dumps({"authorized_key": ssh.public_line(another)}))
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(asyncssh.PermissionDenied):
+                async with login(server, another) as connection:
+                    assert (await connection.run("echo in")).stdout == "in\n"
+                    break
+    async with login(server):
+        pass
+
+
+async def test_no_more_than_sixteen_keys_are_taken(server: Server) -> None:
+    keys = [ssh.new_key() for _ in range(17)]
+    for key in keys:
+        server.tell(json.dumps({"authorized_key": ssh.public_line(key)}))
+    assert server.process.stderr is not None
+    for _ in range(2):  # the lease's own is one of the sixteen
+        assert "as many keys as there can be" in server.process.stderr.readline()
+    async with login(server, keys[14]):
+        pass
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with login(server, keys[15]):
+            pass
+
+
+async def test_a_terminal_has_its_name_its_size_and_a_new_one_when_that_changes(
+    server: Server,
+) -> None:
+    async with login(server) as connection:
+        process = await connection.create_process(
+            "tty; echo $TERM; stty size; read x; stty size; exit 9",
+            term_type="mayfly-256",
+            term_size=(132, 43),
+        )
+        said = [(await process.stdout.readline()).strip() for _ in range(3)]
+        assert said[0].startswith("/dev/pts/")
+        assert said[1:] == ["mayfly-256", "43 132"]
+        process.change_terminal_size(80, 25)
+        process.stdin.write("go on\n")
+        rest = (await process.stdout.read()).split("\r\n")
+        assert rest == ["go on", "25 80", ""]  # what is typed is echoed
+        await process.wait_closed()
+        assert process.exit_status == 9
+
+
+async def test_a_terminals_interrupt_key_reaches_the_command(server: Server) -> None:
+    async with login(server) as connection:
+        process = await connection.create_process(
+            "trap 'exit 3' INT; echo ready; while :; do sleep 0.1; done", term_type="vt100"
+        )
+        assert (await process.stdout.readline()).strip() == "ready"
+        process.stdin.write("\x03")
+        await process.wait_closed()
+        assert process.exit_status == 3
+
+
+async def test_a_shell_on_a_terminal_ends_with_what_is_typed(server: Server) -> None:
+    async with login(server) as connection:
+        process = await connection.create_process(term_type="vt100")
+        process.stdin.write("exit 5\n")
+        await process.wait_closed()
+        assert process.exit_status == 5
+
+
+async def test_what_a_command_leaves_running_keeps_nobody_waiting(server: Server) -> None:
+    async with login(server) as connection:
+        done = await connection.run("sleep 600 & echo $!; exit 6", timeout=60)
+        assert done.exit_status == 6
+        left = Path(f"/proc/{str(done.stdout).strip()}")
+        async with asyncio.timeout(10):
+            while left.exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_signal_reaches_the_command(server: Server) -> None:
+    async with login(server) as connection:
+        process = await connection.create_process(
+            "trap 'exit 4' TERM; sleep 600 & echo ready; wait"
+        )
+        assert (await process.stdout.readline()).strip() == "ready"
+        process.send_signal("TERM")
+        await process.wait_closed()
+        assert process.exit_status == 4
+
+
+async def test_a_command_is_not_as_urgent_as_the_server(waiting: Server) -> None:
+    os.setpriority(os.PRIO_PROCESS, waiting.process.pid, -5)
+    for task in Path(f"/proc/{waiting.process.pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(task.name), -5)
+    waiting.tell()
+    async with login(waiting) as connection:
+        assert (await connection.run("sleep 0.1; nice")).stdout == "0\n"
 
 
 @pytest.mark.parametrize("who", ["another key", "another user"])

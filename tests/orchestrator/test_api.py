@@ -159,6 +159,7 @@ ROUTES = [
     ("POST", "/v1/leases/x/heartbeat"),
     ("POST", "/v1/leases/x/log?offset=0"),
     ("POST", "/v1/leases/x/report"),
+    ("POST", "/v1/leases/x/keys"),
     ("DELETE", "/v1/leases/x"),
     ("GET", "/v1/builds"),
     ("GET", "/v1/builds/x"),

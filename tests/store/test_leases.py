@@ -117,12 +117,16 @@ def test_another_schema_version_is_refused_with_a_way_out(tmp_path: Path) -> Non
         LeaseStore(tmp_path / "db")
 
 
-_ADDED = {1: ("trusted", "grown_bytes", "usage", "earlier", "terms"), 2: ("terms",)}
+_ADDED: dict[int, tuple[str, ...]] = {3: ("kept_until",)}
+_ADDED[2] = ("terms", *_ADDED[3])
+_ADDED[1] = ("trusted", "grown_bytes", "usage", "earlier", *_ADDED[2])
 """By the version of a file: the columns that later ones have more."""
 
 
 @pytest.mark.parametrize("version", _ADDED)
-def test_a_file_of_an_earlier_version_is_taken_over(tmp_path: Path, version: int) -> None:
+def test_a_file_of_an_earlier_version_is_taken_over_with_its_leases(
+    tmp_path: Path, version: int
+) -> None:
     store = LeaseStore(tmp_path / "db")
     kept = store.add(lease("kept"), key="", body_hash="h")
     store.close()
