@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, golden, lease, machine, records, sizing, spec, token
+from mayfly.cli import base, build, golden, install, lease, machine, records, sizing, spec, token
 
 app = typer.Typer(
     name="mayfly",
@@ -20,6 +20,8 @@ app.command("up")(machine.up)
 app.command("down")(machine.down)
 app.command("status")(machine.status)
 app.command("doctor")(machine.doctor)
+app.command("install")(install.install)
+app.command("uninstall")(install.uninstall)
 app.command("logs")(records.logs)
 app.command("why")(sizing.why)
 app.command("size")(sizing.size)
