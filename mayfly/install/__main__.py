@@ -29,8 +29,8 @@ def main() -> int:
 
     try:
         given = json.load(sys.stdin)
-        config = settings.load(given["text"], given["secrets"])
         places = Places(Path(given["root"]))
+        config = settings.load(given["text"], given["secrets"], places.config)
         ready = apply.Ready(places, given["text"], given["secrets"], config)
         changed = apply.apply(ready, progress)
         if places.real:

@@ -59,7 +59,7 @@ def check(options: Options, places: Places, environ: Mapping[str, str]) -> Ready
     known = record.load(places.record)
     text = settings.settle(options, places, environ)
     secrets = settings.secret(places, environ)
-    config = settings.load(text, secrets)
+    config = settings.load(text, secrets, places.config)
     if known is not None and known.state != config.state:
         raise Conflict(
             f"the installation keeps its state in {known.state}, not in {config.state}",
@@ -131,6 +131,8 @@ def apply(ready: Ready, progress: Progress) -> bool:
     before = {path: path.read_bytes() for path in _written(made, places) if path.is_file()}
     try:
         changed = _write(ready, made, table)
+        if not places.hosts.exists():
+            made.note("file", places.hosts)
         hosts_before = places.hosts.read_bytes() if places.hosts.exists() else b""
         hosts.add(config, places.hosts)
         changed |= places.hosts.read_bytes() != hosts_before

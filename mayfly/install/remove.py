@@ -31,6 +31,8 @@ def everything(
     if config.state.is_dir():
         asyncio.run(teardown(config))
     hosts.remove(config, places.hosts)
+    if places.hosts.exists() and places.hosts.read_bytes().strip():
+        made.made.pop(places.hosts, None)  # others have lines in it by now
     if keep_data:
         made.made.pop(config.state, None)
     else:
@@ -61,6 +63,6 @@ def _config(made: Record, places: Places) -> Config:
     """As it is configured; where that cannot be read any more, with the state of the record."""
     try:
         text = places.config.read_text()
-        return settings.load(text, settings.secret(places, {}))
+        return settings.load(text, settings.secret(places, {}), places.config)
     except (OSError, MayflyError):
         return Config(state=made.state)

@@ -120,11 +120,17 @@ def secret(places: Places, environ: Mapping[str, str]) -> dict[str, str]:
     return kept | {name: value for name, value in environ.items() if SECRET.fullmatch(name)}
 
 
-def load(text: str, secrets: Mapping[str, str]) -> Config:
-    """The configuration that a file of that text and the secrets make. Raises `ConfigError`."""
+def load(text: str, secrets: Mapping[str, str], name: Path) -> Config:
+    """The configuration that a file of that text and the secrets make. `name` is the file's, or
+    what it will have. Raises `ConfigError`.
+    """
     with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
         file = Path(folder) / "mayfly.toml"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w") as opened:
             opened.write(text)
-        return configuration.load({"MAYFLY_CONFIG": str(file), **secrets})
+        try:
+            return configuration.load({"MAYFLY_CONFIG": str(file), **secrets})
+        except ConfigError as error:
+            told = [fault.replace(str(file), str(name)) for fault in error.faults]
+            raise ConfigError(told) from None

@@ -1,7 +1,7 @@
 """What is done on the server that `test_systemd.py` boots: run there by its own Python, as root.
 
-Every step prints one line of JSON to the console, `{"step": …, "fault": …}`; nothing of Mayfly or of
-the tests is imported. The server has no network but loopback, and the provider is `fake`.
+Every step prints a line of JSON, `{"step": …, "fault": …}`; nothing of Mayfly or of the tests is
+imported. The server has no network but loopback, and the provider is `fake`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ Snapshot = dict[str, tuple[object, ...]]
 def snapshot() -> Snapshot:
     found: Snapshot = {}
     for folder, folders, files in os.walk("/"):
-        folders[:] = [f for f in folders if os.path.join(folder, f) not in OTHERS]
+        inside = Path(folder)
+        folders[:] = [name for name in folders if str(inside / name) not in OTHERS]
         for name in [*folders, *files]:
-            path = os.path.join(folder, name)
-            at = os.lstat(path)
+            path = inside / name
+            at = path.lstat()
             entry: tuple[object, ...] = (stat.filemode(at.st_mode), at.st_uid, at.st_gid)
             if stat.S_ISLNK(at.st_mode):
-                entry += (os.readlink(path),)
+                entry += (str(path.readlink()),)
             elif stat.S_ISREG(at.st_mode):
                 entry += (at.st_size,)
-                if path.startswith("/etc/"):
-                    entry += (hashlib.sha256(Path(path).read_bytes()).hexdigest(),)
+                if path.is_relative_to("/etc"):
+                    entry += (hashlib.sha256(path.read_bytes()).hexdigest(),)
                 else:
                     entry += (at.st_mtime_ns,)
-            found[path] = entry
+            found[str(path)] = entry
     return found
 
 
@@ -75,7 +76,7 @@ def pids() -> dict[str, str]:
 
 def ask(method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Any:
     token = (STATE / "admin.token").read_text().strip()
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310 - ours
         URL + path,
         method=method,
         data=None if body is None else json.dumps(body).encode(),
@@ -86,7 +87,7 @@ def ask(method: str, path: str, body: object = None, headers: dict[str, str] | N
         },
     )
     trusted = ssl.create_default_context(cafile=str(STATE / "ca/ca.crt"))
-    with urllib.request.urlopen(request, context=trusted, timeout=30) as answer:
+    with urllib.request.urlopen(request, context=trusted, timeout=30) as answer:  # noqa: S310
         text = answer.read()
     return json.loads(text) if text else None
 
@@ -156,7 +157,7 @@ class Story:
         assert "0" not in self.pids.values(), self.pids
 
     def its_programs_have_the_users_they_are_meant_for(self) -> None:
-        owners = {n: os.stat(f"/proc/{pid}").st_uid for n, pid in self.pids.items()}
+        owners = {n: Path(f"/proc/{pid}").stat().st_uid for n, pid in self.pids.items()}
         wanted = {"s3": 60904, "registry": 60903, "host": 0, "edge": 60902, "orchestrator": 60901}
         assert {**owners, **wanted} == owners, owners
 

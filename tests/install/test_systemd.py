@@ -73,10 +73,10 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         disk = folder / "disk"
         size = disk_bytes(content_bytes(root), 3000)
         run(
-            ["mke2fs", "-q", "-t", "ext4", "-d", root, "-L", "root", "-m", "0", disk]
-            + [f"{size // 1024}k"],
+            ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-m", "0", "-d", root, disk,
+             f"{size // 1024}k"],
             what="making the disk",
-        )
+        )  # fmt: skip
     finally:
         remove_tree(root)
     yield _boot(folder, disk)
@@ -164,7 +164,7 @@ def _boot(folder: Path, disk: Path) -> dict[str, str]:
     said = folder / "said"
     done = subprocess.run(
         ["timeout", "-k", "10", str(BOOT_S), "qemu-system-x86_64", "-machine", "q35",
-         "-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072",
+         "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072",
          "-nodefaults", "-nographic", "-no-reboot", "-nic", "none",
          "-kernel", folder / "vmlinuz", "-initrd", folder / "initrd.img",
          "-append", "root=LABEL=root rw console=ttyS0 quiet systemd.show_status=false",
