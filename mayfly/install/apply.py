@@ -25,7 +25,7 @@ from mayfly.install.places import Places
 from mayfly.install.record import Record
 from mayfly.install.settings import Options
 from mayfly.stack import hosts, lifecycle, own_certificate, preflight
-from mayfly.stack.files import PRIVATE
+from mayfly.stack.files import PRIVATE, PUBLIC, place
 from mayfly.stack.record import already_running
 from mayfly.stack.record import load as supervised
 from mayfly.stack.services import Service
@@ -102,18 +102,29 @@ def _running(places: Places) -> frozenset[str]:
 
 
 def place_code(ready: Ready, progress: Progress) -> Path:
-    """Put code and settings where they belong; the folder of the code."""
-    places = ready.places
+    """Put the code where it belongs; its folder."""
     made = _record(ready)
-    made.folder(places.code.parent)
-    made.note("tree", places.code)
-    # The operator's own file stays when all else goes; so does one that they have put there before.
+    made.folder(ready.places.code.parent)
+    made.note("tree", ready.places.code)
+    return code.ensure(ready.places.code, progress)
+
+
+def keep_settings(ready: Ready) -> bool:
+    """Write what was said down for the next time; whether that is news.
+
+    An operator's file that was there before is no part of the installation, and stays after it.
+    """
+    places, made = ready.places, _record(ready)
+    news = False
     if not places.config.exists():
-        made.write(places.config, ready.text)
+        news = made.write(places.config, ready.text)
+    elif places.config.read_text() != ready.text:
+        place(places.config, ready.text.encode(), mode=PUBLIC)
+        news = True
     if ready.secrets:
         lines = "".join(f"{name}={value}\n" for name, value in sorted(ready.secrets.items()))
-        made.write(places.secrets, lines, PRIVATE)
-    return code.ensure(places.code, progress)
+        news |= made.write(places.secrets, lines, PRIVATE)
+    return news
 
 
 def apply(ready: Ready, progress: Progress) -> bool:

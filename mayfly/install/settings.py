@@ -71,7 +71,7 @@ def text(given: Mapping[str, str | int], places: Mapping[str, str]) -> str:
 
 
 def settle(options: Options, places: Places, environ: Mapping[str, str]) -> str:
-    """The text of the operator's file: theirs, or a new one.
+    """The text of the operator's file: a new one, or theirs and what the options add to it.
 
     Raises `UsageError` where an option says other than their file, and `ConfigError` where that
     cannot be read.
@@ -92,8 +92,21 @@ def settle(options: Options, places: Places, environ: Mapping[str, str]) -> str:
         if getattr(options, option) == EMBEDDED:
             _agree(found, name, ("", "auto", "distribution", "zot"), places)
     for name, value in given.items():
-        _agree(found, name, (value,), places)
+        section, _, option = name.partition(".")
+        if option in found.get(section, {}):
+            _agree(found, name, (value,), places)
+        else:
+            there = _with(there, section, option, value)
     return there
+
+
+def _with(there: str, section: str, option: str, value: str | int) -> str:
+    """The text of a file with one more option, which it has not. Pure."""
+    line = f"{option} = {json.dumps(value)}\n"
+    header = re.compile(rf"^\[{section}\][ \t]*(?:#.*)?(?:\n|\Z)", re.MULTILINE)
+    if found := header.search(there):
+        return there[: found.end()].rstrip("\n") + f"\n{line}" + there[found.end() :]
+    return there.rstrip("\n") + f"\n\n[{section}]\n{line}"
 
 
 def _agree(

@@ -27,7 +27,8 @@ def install(
     first = record.load(places.record) is None
     try:
         folder = apply.place_code(ready, progress)
-        return _apply(ready, folder, progress), ready.config
+        changed = _apply(ready, folder, progress)
+        return apply.keep_settings(ready) or changed, ready.config
     except (MayflyError, OSError) as error:
         made = record.load(places.record)
         if first and made is not None:

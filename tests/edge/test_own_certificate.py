@@ -42,7 +42,7 @@ async def test_it_is_served_there_and_the_farms_own_is_kept_for_runners() -> Non
     secrets.ensure(config, now)
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
     env |= {f"MAYFLY_SERVER__{n.upper()}": str(v) for n, v in {**server, **files}.items()}
-    edge = subprocess.Popen(
+    edge = subprocess.Popen(  # noqa: ASYNC220 - waited for below
         [sys.executable, "-m", "mayfly.edge"],
         env={**env, "MAYFLY_STATE": str(state)},
         stderr=subprocess.DEVNULL,

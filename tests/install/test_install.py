@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mayfly import users
 from mayfly.config import Config
@@ -140,6 +143,19 @@ def test_an_operators_own_file_stays(root: Path, monkeypatch: pytest.MonkeyPatch
     assert uninstall(places, False, print)
     assert places.config.read_text() == text
     assert not (root / "s").exists()
+
+
+@given(
+    there=st.sampled_from(["", "# x", "[pool]\ngrow = true", "[server] # y", "[server]\nport=1\n"]),
+    after=st.sampled_from(["", "\n[vm]\nqemu = 'q'\n"]),
+)
+def test_an_option_is_added_to_an_operators_file(there: str, after: str) -> None:
+    text = there + after
+    added = settings._with(text, "server", "name", "x.example")
+    expected = tomllib.loads(text)
+    expected.setdefault("server", {})["name"] = "x.example"
+    assert tomllib.loads(added) == expected
+    assert all(line in added.splitlines() for line in text.splitlines())
 
 
 def test_secrets_are_roots_and_are_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
