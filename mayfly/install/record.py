@@ -116,3 +116,10 @@ def load(file: Path) -> Record | None:
         )
     made: dict[Path, Kind] = {Path(path): kind for kind, path in data["made"]}
     return Record(file, Path(data["state"]), made)
+
+
+def refuse(file: Path, state: Path, instead: str) -> None:
+    """Raises `Conflict` where an installation keeps its state in `state`: systemd runs that."""
+    known = load(file)
+    if known is not None and known.state == state:
+        raise Conflict(f"Mayfly is installed here, on {state}", hint=f"use `{instead}`")

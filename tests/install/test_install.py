@@ -234,6 +234,15 @@ def test_a_record_of_another_version_is_left_alone(root: Path) -> None:
         record.load(places.record)
 
 
+def test_nobody_else_starts_or_stops_what_systemd_runs(root: Path) -> None:
+    state = root / "state"
+    record.Record(root / "etc/installed.json", state).save()
+    with pytest.raises(Conflict, match="Mayfly is installed here, .* - use `x`"):
+        record.refuse(root / "etc/installed.json", state, "x")
+    record.refuse(root / "etc/installed.json", root / "another", "x")
+    record.refuse(root / "etc/nothing.json", state, "x")
+
+
 def test_everything_shipped_is_copied() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     section = text.partition("[tool.hatch.build.targets.wheel.force-include]\n")[2]
