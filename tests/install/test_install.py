@@ -237,7 +237,7 @@ def test_a_record_of_another_version_is_left_alone(root: Path) -> None:
 def test_nobody_else_starts_or_stops_what_systemd_runs(root: Path) -> None:
     state = root / "state"
     record.Record(root / "etc/installed.json", state).save()
-    with pytest.raises(Conflict, match="Mayfly is installed here, .* - use `x`"):
+    with pytest.raises(Conflict, match=r"Mayfly is installed here, .* - use `x`"):
         record.refuse(root / "etc/installed.json", state, "x")
     record.refuse(root / "etc/installed.json", root / "another", "x")
     record.refuse(root / "etc/nothing.json", state, "x")
