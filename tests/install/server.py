@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import ssl
 import stat
 import subprocess
@@ -141,7 +142,7 @@ class Story:
             stderr=subprocess.DEVNULL,
             cwd="/proc",
         ) as other:
-            time.sleep(5)
+            eventually(lambda: other.poll() is None and listens(5000))
             said = run(GIVEN, "install", status=21)
             other.terminate()
         assert "cannot listen at 127.0.0.1:5000" in said, said
@@ -237,6 +238,14 @@ class Story:
         run(GIVEN, "install")
         assert (STATE / "admin.token").read_text() == token
         run(INSTALLED, "uninstall")
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def serves(path: str) -> bool:

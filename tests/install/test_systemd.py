@@ -56,7 +56,7 @@ TTYPath=/dev/ttyS1
 
 SETTINGS = '[vm]\nprovider = "fake"\n\n[pool]\nmemory_gb = 8\ndisk_gb = 100\n'
 
-BOOT_S = 1500
+BOOT_S = 2700
 """How long the whole of it may take."""
 
 STEPS = [name for name in vars(Story) if not name.startswith("_")]
