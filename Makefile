@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`. Every other target is here too; `make` alone
 # lists them.
-.PHONY: help setup demo up test lint check-long check-real bench plugin lock clean
+.PHONY: help setup setup-tests demo up test lint check-long check-real bench plugin lock clean
 venv := .venv/bin
 
 help: ## list the targets
@@ -15,8 +15,11 @@ demo: setup ## build an example in a VM, cold and then warm, and leave nothing b
 up: setup ## start the stack and leave it running (`make clean` or `.venv/bin/mayfly down`)
 	@$(venv)/mayfly up --detach
 
-test: setup lint ## check style, types and imports, then run the tests
+test: setup setup-tests lint ## check style, types and imports, then run the tests
 	@$(venv)/pytest
+
+setup-tests:
+	@scripts/setup-tests
 
 lint: setup ## check style, types and imports only
 	@$(venv)/ruff check .
@@ -24,7 +27,7 @@ lint: setup ## check style, types and imports only
 	@$(venv)/mypy
 	@$(venv)/lint-imports
 
-check-long: setup ## run the tests that `make test` has no time for
+check-long: setup setup-tests ## run the tests that `make test` has no time for
 	@$(venv)/pytest -m 'long and not real' --timeout 3600
 
 check-real: setup ## run the tests that need zot, woodpecker-cli, nsc and surreal on PATH

@@ -92,9 +92,30 @@ class Server(_Section):
         description="Host name of the edge, the same inside runners and outside.",
     )
 
+    public_port: int = Field(
+        0,
+        ge=0,
+        lt=65536,
+        description="Port that clients and runners know, where a proxy listens at it and passes on "
+        "to `listen`; 0: that of `listen`.",
+    )
+    certificate: str = Field(
+        "",
+        description="PEM file with a certificate of yours for `name`, and its chain; empty: one of "
+        "Mayfly's own CA.",
+    )
+    key: str = Field("", description="PEM file with that certificate's private key.")
+
+    @model_validator(mode="after")
+    def _both(self) -> Server:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key go together")
+        return self
+
     @property
     def port(self) -> int:
-        return int(self.listen.rpartition(":")[2])
+        """The port in names of images and in addresses."""
+        return self.public_port or int(self.listen.rpartition(":")[2])
 
 
 class Rung(_Section):

@@ -28,10 +28,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError
+from mayfly.shipped import shipped
 
 NAMES = ("buildkitd", "buildctl", "buildx", "rootlesskit", "registry", "runner-sshd")
 
-_SOURCE = Path(__file__).resolve().parent.parent / "tools"
+_SOURCE = shipped("tools")
 _PINS = ("go.mod", "go.sum", "go.lock", "runner-sshd/main.go")
 _OWN = frozenset({"runner-sshd"})
 # Linker variables that hold a program's version, each by the module whose version it is.
@@ -101,7 +102,7 @@ def _pin(name: str) -> str:
     try:
         return (_SOURCE / name).read_text()
     except FileNotFoundError as error:
-        raise MachineUnfit(f"{error.filename} is missing", hint="run from a checkout") from None
+        raise MachineUnfit(f"{error.filename} is missing", hint="install Mayfly anew") from None
 
 
 def _build(cache: Path, folder: Path, progress: Progress) -> None:

@@ -20,6 +20,7 @@ ORCHESTRATOR = 60901
 EDGE = 60902
 REGISTRY = 60903
 S3 = 60904
+IDS = (ORCHESTRATOR, EDGE, REGISTRY, S3)
 
 
 @dataclass(frozen=True, slots=True)

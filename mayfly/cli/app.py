@@ -9,6 +9,7 @@ from mayfly.cli import (
     build,
     cache,
     golden,
+    install,
     lease,
     machine,
     records,
@@ -33,6 +34,8 @@ app.command("up")(machine.up)
 app.command("down")(machine.down)
 app.command("status")(machine.status)
 app.command("doctor")(machine.doctor)
+app.command("install")(install.install)
+app.command("uninstall")(install.uninstall)
 app.command("logs")(records.logs)
 app.command("why")(sizing.why)
 app.command("size")(sizing.size)

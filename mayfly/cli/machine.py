@@ -30,8 +30,12 @@ def up(
         mayfly status
     """
     from mayfly import config, stack
+    from mayfly.install.places import Places
+    from mayfly.install.record import refuse
 
-    stack.up(config.load(), detach, show)
+    found = config.load()
+    refuse(Places().record, found.state, "systemctl start mayfly.target")
+    stack.up(found, detach, show)
 
 
 def down(
@@ -50,8 +54,12 @@ def down(
         mayfly down --purge
     """
     from mayfly import config, stack
+    from mayfly.install.places import Places
+    from mayfly.install.record import refuse
 
-    stack.down(config.load(), purge, show)
+    found = config.load()
+    refuse(Places().record, found.state, "systemctl stop mayfly.target")
+    stack.down(found, purge, show)
 
 
 def status(as_json: AsJson = False) -> None:

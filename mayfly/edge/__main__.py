@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -38,21 +39,26 @@ without a word in the stream that a slow runner could hold up."""
 
 async def serve(config: Config) -> None:
     """Serve until cancelled. Raises `OSError`, `ValueError` and `MayflyError` at the start."""
-    tls = tls_context(config.state / "ca")
+    folder = config.state / "ca"
+    inner = tls_context(folder)
+    contexts = {"edge": inner}
+    if config.server.certificate:
+        contexts["public"] = tls_context(folder, "public")
+    outer = contexts.get("public", inner)
     public = _public_socket(config)
     admin = config.run / "edge" / "edge.sock"
     admin.unlink(missing_ok=True)
     dialer = DialClient(config.run / "dial.sock")
     # The public address last: who sees it answer finds all of the edge there.
     async with (
-        Edge(config, dialer, tls) as edge,
+        Edge(config, dialer, inner) as edge,
         serving(edge.admin(), lambda runner: web.UnixSite(runner, str(admin))),
-        serving(edge.public(), lambda runner: web.SockSite(runner, public, ssl_context=tls)),
+        serving(edge.public(), lambda runner: web.SockSite(runner, public, ssl_context=outer)),
         asyncio.TaskGroup() as tasks,
     ):
         admin.chmod(0o660)
         tasks.create_task(edge.runners.attach_all())
-        tasks.create_task(_renew(tls, config.state / "ca"))
+        tasks.create_task(_renew(contexts, folder))
 
 
 def _public_socket(config: Config) -> socket.socket:
@@ -77,12 +83,13 @@ def _public_socket(config: Config) -> socket.socket:
     return opened
 
 
-async def _renew(tls: ssl.SSLContext, folder: Path) -> None:
-    """Serve new connections with the certificate that is there now."""
+async def _renew(contexts: Mapping[str, ssl.SSLContext], folder: Path) -> None:
+    """Serve new connections with the certificates that are there now."""
     while True:
         await asyncio.sleep(RENEWED_S)
-        with contextlib.suppress(OSError):
-            tls.load_cert_chain(folder / "edge.crt", folder / "edge.key")
+        for name, tls in contexts.items():
+            with contextlib.suppress(OSError):
+                tls.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
 
 
 async def _run(config: Config) -> None:

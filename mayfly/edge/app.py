@@ -150,11 +150,13 @@ def _error(error: MayflyError) -> web.Response:
     return web.json_response({"error": body}, status=error.http_status)
 
 
-def tls_context(folder: Path) -> ssl.SSLContext:
-    """The edge's certificate and key. Raises `OSError`."""
+def tls_context(folder: Path, name: str = "edge") -> ssl.SSLContext:
+    """The edge's certificate and key: `edge`'s by Mayfly's CA, which is what runners trust, or
+    `public`, the operator's own. Raises `OSError`.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(folder / "edge.crt", folder / "edge.key")
+    context.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
     return context
 
 

@@ -25,7 +25,7 @@ from mayfly.errors import Conflict, InfrastructureError, MayflyError
 from mayfly.ladder import free_disk_bytes, physical
 from mayfly.orchestrator import trust
 from mayfly.orchestrator.api import create_app
-from mayfly.orchestrator.edge import EdgeClient
+from mayfly.orchestrator.edge import Edge, EdgeClient, NoDoors
 from mayfly.orchestrator.events import Hub
 from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
@@ -68,7 +68,8 @@ async def serve(config: Config, provider: Provider) -> None:
         stack.enter_context(_only_one(home / "lock"))
         store = stack.enter_context(closing(LeaseStore(home / "leases.sqlite")))
         trusting = stack.enter_context(closing(TrustStore(home / "trust.sqlite")))
-        edge = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
+        client = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
+        edge: Edge = client if provider.doors else NoDoors(client)
         metrics, room = Metrics(), limits(config, *physical(config.state))
         spool = stack.enter_context(closing(Spool(home / "spool.sqlite")))
         past = _metrics_store(config)

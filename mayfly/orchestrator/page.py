@@ -2,7 +2,8 @@
 
 What it shows it asks the API for, with the token in the fragment of its address, which browsers
 send to nobody: it is in no server's log and in no Referer. The page may therefore be had without a
-token, and runs nothing but its own script (by its hash), loads nothing, and is in nobody's frame.
+token, and runs nothing but its own script (by its hash), loads nothing, takes no text for HTML
+(trusted types, where the browser knows them), and is in nobody's frame.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def _hashed(element: str) -> str:
 
 POLICY = (
     f"default-src 'none'; script-src {_hashed('script')}; style-src {_hashed('style')}; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": POLICY,

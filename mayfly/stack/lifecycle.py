@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from mayfly import users
 from mayfly.config import Config
-from mayfly.errors import InfrastructureError, MayflyError, from_code
+from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError, from_code
 from mayfly.host.runners import teardown
 from mayfly.stack import (
     hosts,
@@ -131,6 +131,8 @@ async def supervised(
                     secrets.ensure(config, datetime.now(UTC))
                 except OSError as error:
                     progress(str(_unwritable(error)))
+                except MachineUnfit as error:  # the operator's certificate, as it is now
+                    progress(str(error))
 
         working = asyncio.create_task(work())
         stopping = asyncio.create_task(told.wait())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from mayfly import users
@@ -12,7 +12,6 @@ from mayfly.errors import Conflict, MachineUnfit, MayflyError
 from mayfly.host import network
 from mayfly.stack import loopback, record, registry, seaweed, supervise
 from mayfly.stack.files import read
-from mayfly.stack.record import Record
 from mayfly.tools import tools_dir
 
 VERSION = "1"
@@ -52,9 +51,11 @@ def check(config: Config) -> None:
     if left is not None and left.alive:
         raise record.already_running(left)
     check_state(config.state)
-    faults = [str(fault) for fault in _faults(config, left)]
-    if faults:
-        raise MachineUnfit("\n".join(faults))
+    kept = left.services if left else {}
+    running = {name for name, each in kept.items() if each.process.alive()}
+    found = [str(fault) for fault in faults(config, running)]
+    if found:
+        raise MachineUnfit("\n".join(found))
 
 
 def check_state(state: Path) -> None:
@@ -77,11 +78,10 @@ def check_state(state: Path) -> None:
         )
 
 
-def _faults(config: Config, left: Record | None) -> Iterator[MayflyError]:
-    kept = left.services if left else {}
-    running = {name for name, each in kept.items() if each.process.alive()}
+def faults(config: Config, running: Container[str]) -> Iterator[MayflyError]:
+    """What this machine lacks; `running` are the programs of this state that run already."""
     if os.geteuid() != 0:
-        yield MachineUnfit("VMs and their networks need root", hint="run `mayfly up` as root")
+        yield MachineUnfit("VMs and their networks need root", hint="run it as root")
     if config.vm.provider == "qemu":
         yield from network.faults(config)
     if len(os.fsencode(config.state)) > LONGEST_STATE:

@@ -18,7 +18,7 @@ from pathlib import Path
 from mayfly import users
 from mayfly.config import Config
 from mayfly.registry import tokens
-from mayfly.stack import certificates
+from mayfly.stack import certificates, own_certificate
 from mayfly.stack.files import PUBLIC, place, read
 
 
@@ -26,7 +26,8 @@ def ensure(config: Config, now: datetime) -> None:
     """Make what is missing below `config.state`; the folders of `users.FOLDERS` are there.
 
     The edge's certificate is made anew when the names it must hold have changed, when it soon
-    ends, or when it is not this CA's; the CA only when it is missing or damaged. Raises `OSError`.
+    ends, or when it is not this CA's; the CA only when it is missing or damaged. Raises
+    `OSError`, and what `own_certificate.ensure` does.
     """
     keys, ca = config.state / "keys", config.state / "ca"
     token = kept(
@@ -55,6 +56,7 @@ def ensure(config: Config, now: datetime) -> None:
     if edge_crt is None or not certificates.serves(edge_crt, edge_key, names(config), ca_crt, now):
         edge_crt = certificates.server(edge_key, names(config), ca_crt, ca_key, now)
     place(ca / "edge.crt", certificates.dump(edge_crt), mode=PUBLIC)
+    own_certificate.ensure(config, now)
 
 
 def auth_file(config: Config) -> Path:

@@ -13,7 +13,7 @@ import mayfly
 from mayfly import users
 from mayfly.config import S3, Config
 from mayfly.registry import distribution
-from mayfly.stack import seaweed
+from mayfly.stack import own_certificate, seaweed
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
                 reachable(config.server.listen),
                 "/v2/",
                 frozenset({401 if registry else 404}),
-                config.state / "ca" / "ca.crt",
+                own_certificate.served(config),
                 config.server.name,
             ),
             listen=config.server.listen,

@@ -29,6 +29,7 @@ class Fake:
 
     name = "fake"
     golden = False
+    doors = False
 
     def __init__(
         self,

@@ -23,11 +23,13 @@ class About(TypedDict):
 class Provider(Protocol):
     """Makes, lists and unmakes runners; knows nothing of leases, tenants or policy.
 
-    `golden` says whether its runners start from a golden image of this machine.
+    `golden` says whether its runners start from a golden image of this machine, `doors` whether
+    the edge can reach them and they it.
     """
 
     name: str
     golden: bool
+    doors: bool
 
     async def about(self) -> About:
         """For the status. Raises `Unreachable` when the provider cannot be asked."""

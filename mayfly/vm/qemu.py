@@ -16,6 +16,7 @@ class Qemu:
 
     name = "qemu"
     golden = True
+    doors = True
 
     def __init__(self, config: Config) -> None:
         self._host = ControlClient(config.run / "host.sock")

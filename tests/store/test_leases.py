@@ -13,7 +13,7 @@ import pytest
 from mayfly.errors import Conflict, InfrastructureError, NotFound
 from mayfly.model import Attempt, Desired, LeaseRequest, Observed, Operation, Outcome, Usage
 from mayfly.orchestrator import states
-from mayfly.store.leases import LeaseStore
+from mayfly.store.leases import SCHEMA_VERSION, LeaseStore
 from tests.orchestrator.leases import KEY, NOW, T1, lease
 
 
@@ -113,7 +113,8 @@ def test_another_schema_version_is_refused_with_a_way_out(tmp_path: Path) -> Non
     with sqlite3.connect(tmp_path / "db") as db:
         db.execute("UPDATE schema_version SET version = 7")
     db.close()
-    with pytest.raises(Conflict, match="schema version 7, this Mayfly speaks 3 - use the version"):
+    speaks = f"schema version 7, this Mayfly speaks {SCHEMA_VERSION} - use the version"
+    with pytest.raises(Conflict, match=speaks):
         LeaseStore(tmp_path / "db")
 
 

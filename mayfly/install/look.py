@@ -1,0 +1,89 @@
+"""`python -m mayfly.install.look PROBES [NAME]`: see that programs serve.
+
+With a name it returns as soon as that program serves, or ends with 1 after `READY_S`: units call it
+when they have started theirs. Without, it looks at all of them for ever, has systemd start again
+what runs and has not served for `HUNG_S`, and renews certificates: what `mayfly up` does elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mayfly import config as configuration
+from mayfly.errors import MayflyError
+from mayfly.install import units
+from mayfly.stack import secrets
+from mayfly.stack.lifecycle import UPKEEP_S
+from mayfly.stack.probe import answers
+from mayfly.stack.services import Probe
+from mayfly.stack.supervise import HUNG_S, LOOK_S, READY_S
+
+
+async def until(probe: Probe) -> bool:
+    """Whether it serves within `READY_S`; returns when it does."""
+    end, pause = time.monotonic() + READY_S, 0.02
+    while not await answers(probe):
+        if time.monotonic() > end:
+            return False
+        pause = min(0.25, pause * 1.5)
+        await asyncio.sleep(pause)
+    return True
+
+
+async def look(
+    probes: Mapping[str, Probe],
+    served_at: dict[str, float],
+    now: float,
+    restart: Callable[[str], None],
+) -> None:
+    """One look at all programs; `served_at` is kept up, `restart` called for what hangs."""
+    for name, probe in probes.items():
+        if await answers(probe) or name not in served_at:
+            served_at[name] = now
+        elif now - served_at[name] > HUNG_S:
+            served_at[name] = now
+            restart(name)
+
+
+def _restart(name: str) -> None:
+    """Only what runs: what an operator stopped stays so, what is being started has its time."""
+    show = ["systemctl", "show", "--property=ActiveState", "--value", units.name(name)]
+    done = subprocess.run(show, capture_output=True, text=True, check=False)
+    if done.stdout.strip() != "active":
+        return
+    print(f"{name} runs and has not served for {HUNG_S} s; starting it again", flush=True)
+    subprocess.run(["systemctl", "kill", "--signal=KILL", units.name(name)], check=False)
+
+
+async def _for_ever(probes: Mapping[str, Probe]) -> None:
+    served_at: dict[str, float] = {}
+    kept_at = time.monotonic()
+    while True:
+        await look(probes, served_at, time.monotonic(), _restart)
+        if time.monotonic() - kept_at > UPKEEP_S:
+            kept_at = time.monotonic()
+            try:
+                secrets.ensure(configuration.load(), datetime.now(UTC))
+            except (OSError, MayflyError) as error:
+                print(error, flush=True)
+        await asyncio.sleep(LOOK_S)
+
+
+def main() -> int:
+    found = json.loads(Path(sys.argv[1]).read_text())
+    probes = {name: units.probe(data) for name, data in found.items()}
+    if len(sys.argv) > 2:
+        return 0 if asyncio.run(until(probes[sys.argv[2]])) else 1
+    asyncio.run(_for_ever(probes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

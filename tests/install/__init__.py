@@ -1,0 +1,1 @@
+"""`mayfly install` and `uninstall`."""
