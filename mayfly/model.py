@@ -184,7 +184,8 @@ class History:
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """What a client asks for. `size` is a rung's name, or empty for what sizing decides; `grow`
-    is whether its runner may be given more memory while it runs.
+    is whether its runner may be given more memory while it runs. `builder` names the builder whose
+    docker clients the runner is for.
     """
 
     repo: str
@@ -196,6 +197,7 @@ class LeaseRequest:
     languages: tuple[str, ...] = ()
     spec: BuildSpec | None = None
     grow: bool = True
+    builder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,3 +299,24 @@ class Runner:
     disk_used_bytes: int = field(default=0, compare=False)
     load: Load | None = field(default=None, compare=False)
     cold: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """What docker clients know as a buildx builder: one runner while anything is connected.
+
+    `principal` made it, and `trusted` is what that makes its leases. `uid` is the user of this
+    machine who may use its socket, beside root; None where there is no socket, and TLS with the
+    client's certificate instead, whose SHA-256 (hex, of its DER) is `fingerprint`.
+    """
+
+    name: str
+    repo: str
+    size: str
+    linger_s: float
+    principal: str
+    trusted: bool
+    created_at: datetime
+    uid: int | None = None
+    fingerprint: str = ""
+    expires_at: datetime | None = None

@@ -25,6 +25,8 @@ from mayfly.errors import Conflict, InfrastructureError, MayflyError
 from mayfly.ladder import free_disk_bytes, physical
 from mayfly.orchestrator import trust
 from mayfly.orchestrator.api import create_app
+from mayfly.orchestrator.authority import Authority
+from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.edge import EdgeClient
 from mayfly.orchestrator.events import Hub
 from mayfly.orchestrator.evidence import EvidenceFiles
@@ -36,6 +38,7 @@ from mayfly.orchestrator.reconcile import Reconciler
 from mayfly.orchestrator.service import Service
 from mayfly.orchestrator.sizing.records import Records
 from mayfly.registry import tokens
+from mayfly.store.builders import BuilderStore
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
@@ -61,6 +64,7 @@ async def serve(config: Config, provider: Provider) -> None:
     public = tokens.public(signing)
     verifiers = [
         trust.admin(_secret(keys / "admin.sha256").decode()),
+        trust.builders(_secret(keys / "builders.sha256").decode()),
         trust.reader(tokens.Verifier(public, tokens.PAGE)),
         trust.lease_holder(tokens.Verifier(public, tokens.API)),
     ]
@@ -81,6 +85,8 @@ async def serve(config: Config, provider: Provider) -> None:
         local = provider.golden and not config.pool.disk_gb
         disk_free = partial(free_disk_bytes, config.state) if local else None
         evidence = EvidenceFiles(home / "usage")
+        rows = stack.enter_context(closing(BuilderStore(home / "builders.sqlite")))
+        builders = Builders(config, rows, Authority(home, now()), ledger.open, now)
         reconciler = Reconciler(ledger, provider, edge, room, metrics, now, evidence, disk_free)
         service = Service(
             config,
@@ -95,6 +101,7 @@ async def serve(config: Config, provider: Provider) -> None:
             now,
             provider.about,
             records,
+            builders,
         )
         server = _Server(
             uvicorn.Config(

@@ -28,9 +28,10 @@ from mayfly.model import (
     Outcome,
 )
 from mayfly.orchestrator import docker, plan, retry, states, views, watch
+from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.evidence import EvidenceFiles
-from mayfly.orchestrator.forms import ReportForm
+from mayfly.orchestrator.forms import BuilderForm, ReportForm
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
@@ -48,6 +49,7 @@ from mayfly.wire import (
     BeatJson,
     BuildJson,
     LeaseJson,
+    MadeBuilderJson,
     SizingJson,
     StatusJson,
     TokenJson,
@@ -93,6 +95,7 @@ class Service:
         clock: Callable[[], datetime],
         about: Callable[[], Awaitable[About]],
         records: Records,
+        builders: Builders,
         *,
         new_id: Callable[[], str] = new_id,
     ) -> None:
@@ -108,6 +111,7 @@ class Service:
         self._clock = clock
         self._about = about
         self._records = records
+        self.builders = builders
         self._new_id = new_id
 
     def verify(self, credential: str) -> Principal:
@@ -118,8 +122,13 @@ class Service:
         """A new lease, on disk before this returns; or the one that `key` made before.
 
         Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Conflict` for a key that
-        was used with another request. An empty key makes a new lease each time.
+        was used with another request. An empty key makes a new lease each time. A request for a
+        builder gets what its record says, and ends the lease that it had: one builder is one
+        runner. Raises `NotFound` when there is no such builder.
         """
+        trusted = True
+        if request.builder:
+            request, trusted = self.builders.lease_of(request)
         decision = await self._records.decide(request)
         now = self._clock()
         asked = Lease(
@@ -133,10 +142,12 @@ class Service:
             created_at=now,
             expires_at=now + timedelta(seconds=self._limits.grace_s),
             budget_s=budget_s(request.spec, self._config.lease),
+            trusted=trusted,
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
         lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
         if lease is asked:
+            self._end_others(lease)
             self._records.decided(lease, decision)
             for line in (*explain.remarks(decision), *shortened(lease)):
                 self._ledger.tell(lease.id, line)
@@ -147,6 +158,23 @@ class Service:
             self._signer.page_token(lease.id, expires_at=end + PAGE_LIFE, now=now),
             self._config,
         )
+
+    def _end_others(self, lease: Lease) -> None:
+        name = lease.request.builder
+        for other in self.builders.leases(name) if name else ():
+            if other.id != lease.id:
+                self.end(other.id, Outcome.TERMINATED, f"builder {name} asked for another runner")
+
+    async def make_builder(self, form: BuilderForm, who: Principal) -> MadeBuilderJson:
+        """A new builder. Raises for its size as `ask` does, else as `Builders.make`."""
+        await self._records.decide(LeaseRequest(form.repo, "", form.size))
+        return self.builders.make(form, who)
+
+    def remove_builder(self, name: str, who: Principal) -> None:
+        """Forget a builder and end its lease. Raises `NotFound`."""
+        self.builders.remove(name)
+        for lease in self.builders.leases(name):
+            self.end(lease.id, Outcome.CANCELLED, f"builder {name} was removed by {who.name}")
 
     async def lease(self, lease_id: str, who: Principal, since: str, wait_s: float) -> LeaseJson:
         """The lease, once its state is not `since`, or after `wait_s` seconds (25 at most)."""
@@ -320,17 +348,18 @@ class Service:
         """A token for as much of what was asked as the credential allows.
 
         That of a lease's holder is its runner's: it dies with the deadline, and is refused by the
-        edge once the runner is gone. Raises `Unauthenticated` for a wrong credential, and for a
-        lease that has no runner now.
+        edge once the runner is gone. So does one that is asked for at a runner's own door, whoever
+        asks: it is for that runner, and for nothing that its lease may not do. Raises
+        `Unauthenticated` for a wrong credential, and for a lease that has no runner now.
         """
         now = self._clock()
         who = self._trust.verify(asked.credential, now)
         end = now + timedelta(seconds=REGISTRY_TOKEN_S)
-        if who.admin:
+        if who.admin and not asked.runner:
             access = grants.intersect(asked.scopes, grants.EVERYTHING)
             token = self._signer.registry_token(who.name, access, now=now)
         else:
-            lease = self._ledger.get(who.lease)
+            lease = self._ledger.get(asked.runner.partition("-")[0] if who.admin else who.lease)
             if not states.is_ready(lease) or lease.deadline is None:
                 raise Unauthenticated(f"lease {lease.id} has no runner now")
             end = min(end, lease.deadline)

@@ -17,6 +17,7 @@ from mayfly.registry import tokens
 from mayfly.registry.tokens import Verifier
 
 ADMIN_PREFIX = "mayfly_admin_"
+BUILDERS_PREFIX = "mayfly_builders_"
 
 _HINT = "MAYFLY_TOKEN must be what the farm's own `admin.token` holds"
 
@@ -26,13 +27,20 @@ Verify = Callable[[str, datetime], "Principal | None"]
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who is asking. `lease` is empty for anyone but a lease's holder; `reads` is a build that
-    may be read, and nothing else.
+    may be read, and nothing else. `builders` is the program that relays docker clients: it reads
+    builders and asks for their leases.
     """
 
     name: str
     admin: bool = False
     lease: str = ""
     reads: str = ""
+    builders: bool = False
+
+    def require_builders(self) -> None:
+        """Raises `Denied` unless this is the builders' program."""
+        if not self.builders:
+            raise Denied("a builder's leases are asked for by the program that serves it")
 
     def require_admin(self) -> None:
         """Raises `Denied` unless this is the administrator."""
@@ -76,6 +84,20 @@ def admin(sha256_hex: str) -> Verify:
         if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
             raise Unauthenticated("the admin token is not this farm's", hint=_HINT)
         return Principal("admin", admin=True)
+
+    return verify
+
+
+def builders(sha256_hex: str) -> Verify:
+    """The token of the program that relays docker clients; hashed and compared as `admin`'s."""
+
+    def verify(credential: str, now: datetime) -> Principal | None:
+        if not credential.startswith(BUILDERS_PREFIX):
+            return None
+        presented = hashlib.sha256(credential.encode()).hexdigest()
+        if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
+            raise Unauthenticated("the builders' token is not this farm's")
+        return Principal("builders", builders=True)
 
     return verify
 

@@ -139,6 +139,17 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             ready=Probe(run / "api" / "orchestrator.sock", "/healthz", frozenset({200})),
             version=version,
         ),
+        Service(
+            name="builders",
+            argv=(*python, "mayfly.builders"),
+            uid=users.BUILDERS,
+            cwd=config.state,
+            env=base,
+            needs=code,
+            ready=Probe(run / "builders" / ".status", line="?"),
+            version=version,
+            stop_s=15,
+        ),
     ]
     return tuple(services)
 

@@ -19,6 +19,8 @@ from mayfly.errors import Unreachable
 from mayfly.model import GIB, Desired, Lease, LeaseRequest, Observed, Operation, Runner, Size
 from mayfly.orchestrator import reconcile, states, trust
 from mayfly.orchestrator.api import create_app
+from mayfly.orchestrator.authority import Authority
+from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.events import Hub
 from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
@@ -28,6 +30,7 @@ from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.service import Service
 from mayfly.orchestrator.sizing.records import Records
 from mayfly.registry import tokens
+from mayfly.store.builders import BuilderStore
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
@@ -35,6 +38,7 @@ from mayfly.vm.fake import Fake
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 ADMIN = "mayfly_admin_" + "a" * 43
+BUILDERS = "mayfly_builders_" + "b" * 43
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 LADDER = {
     "t1": {"cpu": 1, "memory_gb": 1, "disk_gb": 4},
@@ -174,6 +178,7 @@ async def farm(
         Metrics(),
     )
     past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
+    rows = BuilderStore(home / "builders")
     records = Records(past, spool, room, metrics, clock, config.metrics)
     ledger = Ledger(store, Hub(), metrics, records.closed)
     evidence = EvidenceFiles(home / "usage")
@@ -186,6 +191,7 @@ async def farm(
         trust.Trust(
             [
                 trust.admin(hashlib.sha256(ADMIN.encode()).hexdigest()),
+                trust.builders(hashlib.sha256(BUILDERS.encode()).hexdigest()),
                 trust.reader(tokens.Verifier(tokens.public(SIGNING), tokens.PAGE)),
                 trust.lease_holder(tokens.Verifier(tokens.public(SIGNING), tokens.API)),
             ]
@@ -197,6 +203,7 @@ async def farm(
         clock,
         provider.about,
         records,
+        Builders(config, rows, Authority(home, clock()), ledger.open, clock),
     )
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
     loops = [records.run(), *([reconciler.run()] if reconciling else [])]
@@ -215,5 +222,6 @@ async def farm(
             with suppress(asyncio.CancelledError):
                 await loop
         await past.close()
+        rows.close()
         spool.close()
         store.close()

@@ -21,7 +21,7 @@ from tests.stack_fixture import curl, free_port, temporary_state
 
 pytestmark = pytest.mark.services
 
-PROGRAMS = ("s3", "registry", "host", "edge", "orchestrator")
+PROGRAMS = ("s3", "registry", "host", "edge", "orchestrator", "builders")
 
 
 @pytest.fixture
