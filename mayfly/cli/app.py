@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, golden, lease, machine, records, sizing, spec
+from mayfly.cli import base, build, builder, golden, lease, machine, records, sizing, spec
 
 app = typer.Typer(
     name="mayfly",
@@ -27,6 +27,7 @@ app.command("usage")(records.usage)
 app.add_typer(lease.app, name="lease")
 app.add_typer(golden.app, name="golden")
 app.add_typer(base.app, name="base")
+app.add_typer(builder.app, name="builder")
 app.add_typer(spec.app, name="spec")
 
 
