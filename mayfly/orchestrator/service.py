@@ -360,7 +360,8 @@ class Service:
             token = self._signer.registry_token(who.name, access, now=now)
         else:
             lease = self._ledger.get(asked.runner.partition("-")[0] if who.admin else who.lease)
-            if not states.is_ready(lease) or lease.deadline is None:
+            another = who.admin and lease.runner != asked.runner
+            if not states.is_ready(lease) or lease.deadline is None or another:
                 raise Unauthenticated(f"lease {lease.id} has no runner now")
             end = min(end, lease.deadline)
             access = grants.intersect(asked.scopes, grants.for_lease(lease.request.repo))

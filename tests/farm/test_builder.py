@@ -111,7 +111,8 @@ def test_plain_buildx_builds_exports_and_pushes_what_its_repo_may(
         assert docker.listed(name)["state"] == "idle"
         build = ("build", "--builder", name)
         docker.buildx(*build, "-o", f"type=oci,dest={out}", folder)
-        assert "index.json" in tarfile.open(out).getnames()
+        with tarfile.open(out) as archive:
+            assert "index.json" in archive.getnames()
         lease = docker.listed(name)["lease"]
         cache = f"type=registry,ref={host}/cache/trusted/team/plain/x"
         pushed = docker.buildx(
