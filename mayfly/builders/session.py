@@ -98,6 +98,8 @@ class Hold:
         except MayflyError as error:
             why = error
             log.warning("a builder's runner is no more", builder=name, reason=str(error))
+        except Exception:
+            log.exception("a builder's runner is no more, by a bug", builder=name)
         finally:
             self.ending = True
             if not self._tunnel.done():

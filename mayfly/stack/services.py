@@ -144,7 +144,7 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             argv=(*python, "mayfly.builders"),
             uid=users.BUILDERS,
             cwd=config.state,
-            env=base,
+            env={**base, "USER": "mayfly"},  # asyncssh wants to know, and no passwd entry says it
             needs=code,
             ready=Probe(run / "builders" / ".status", line="?"),
             version=version,
