@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from mayfly.errors import Cancelled, InfrastructureError, MayflyError, Terminate
 from mayfly.wire import BuilderJson, BuildersJson
 
 log = structlog.get_logger("builders")
+
+AWAY_S = 5.0
+"""An orchestrator that has been silent for so long is not just being started again: connections
+that need a runner are closed at once."""
 
 PAUSE_S = 1.0
 """Between two tries to hear of the builders, while the orchestrator is away."""
@@ -39,6 +44,8 @@ class Builders:
         self._api = api
         self._served: dict[str, Served] = {}
         self._by_fingerprint: dict[str, Session] = {}
+        self._trouble: MayflyError | None = None
+        self._since_s = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         listen = config.builders.listen
         ca = config.state / "ca"
@@ -46,17 +53,22 @@ class Builders:
 
     async def run(self, farm: Client) -> None:
         """Follow the farm's builders, for ever; without the orchestrator they stay as they are."""
-        revision, trouble = "", ""
+        revision = ""
         while True:
             try:
                 told = await farm.builders(since=revision, wait_s=LONGEST_WAIT_S)
+                self._trouble = None
                 await self.follow(told)
-                revision, trouble = told["revision"], ""
+                revision = told["revision"]
             except MayflyError as error:
-                if str(error) != trouble:
+                if self._trouble is None:
                     log.warning("builders are as last heard of", reason=str(error))
-                trouble = str(error)
+                    self._trouble, self._since_s = error, time.monotonic()
                 await asyncio.sleep(PAUSE_S)
+
+    def away(self) -> MayflyError | None:
+        """Why no lease can be asked for, when that has been so for a while."""
+        return self._trouble if time.monotonic() - self._since_s > AWAY_S else None
 
     async def follow(self, told: BuildersJson) -> None:
         """Open the doors of builders that are new, close those of builders that are gone."""
@@ -87,7 +99,7 @@ class Builders:
         }
 
     async def _add(self, key: str, builder: BuilderJson) -> None:
-        session = Session(builder, self._api, self._config.lease.heartbeat_s)
+        session = Session(builder, self._api, self._config.lease.heartbeat_s, self.away)
         door = None
         if builder["fingerprint"]:
             self._by_fingerprint[builder["fingerprint"]] = session

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import structlog
@@ -203,12 +203,21 @@ async def _done(api: Api, view: LeaseJson) -> VerdictJson:
 
 
 class Session:
-    """A builder as long as it exists: at most one `Hold` at a time."""
+    """A builder as long as it exists: at most one `Hold` at a time. `away` says why no lease can be
+    asked for now, when that is known.
+    """
 
-    def __init__(self, builder: BuilderJson, api: Api, heartbeat_s: float) -> None:
+    def __init__(
+        self,
+        builder: BuilderJson,
+        api: Api,
+        heartbeat_s: float,
+        away: Callable[[], MayflyError | None] = lambda: None,
+    ) -> None:
         self.builder = builder
         self._api = api
         self._heartbeat_s = heartbeat_s
+        self._away = away
         self._hold: Hold | None = None
         self._removed: MayflyError | None = None
 
@@ -255,6 +264,8 @@ class Session:
                     return None
                 if self._hold is not ended:
                     continue
+            if (away := self._away()) is not None:
+                raise away
             if self._removed is None:
                 self._hold = Hold(self.builder, self._api, self._heartbeat_s)
         return self._hold

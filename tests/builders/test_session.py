@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.builders import service
 from mayfly.builders.session import Session
 from mayfly.errors import Cancelled, Terminated, Unreachable
 from mayfly.model import Outcome
 from mayfly.orchestrator import reconcile
+from mayfly.wire import BuildersJson
 from tests.builders.relayed import Relayed, builder, docker, relayed
 from tests.orchestrator.leases import Farm, configuration, farm
 
@@ -196,6 +198,40 @@ async def test_without_the_orchestrator_a_connection_is_closed_and_the_reason_lo
     assert "nobody answers" in capsys.readouterr().out
     async with docker(one, tmp_path) as client:
         assert await client.say(b"b") == b"b"
+
+
+async def test_an_orchestrator_that_stays_away_is_not_asked(
+    f: Farm, api: Relayed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is away when the list of builders cannot be had, and back when it can."""
+
+    class Away:
+        asked = 0
+
+        async def builders(self, *, wait_s: float, since: str) -> BuildersJson:
+            self.asked += 1
+            if self.asked == 1:
+                raise Unreachable("nobody answers")
+            await back.wait()
+            return await f.api.builders()
+
+    back = asyncio.Event()
+    monkeypatch.setattr(service, "AWAY_S", 0)
+    monkeypatch.setattr(service, "PAUSE_S", 0)
+    builders = service.Builders(f.config, api)
+    one = Session(await builder(f, "one"), api, 0.05, builders.away)
+    api.sessions.append(one)
+    following = asyncio.create_task(builders.run(Away()))  # type: ignore[arg-type]
+    await f.settled(lambda: builders.away() is not None)
+    async with docker(one, tmp_path) as client:
+        assert await client.say(b"a") == b""
+    assert f.ledger.recent(1) == ()
+    back.set()
+    await f.settled(lambda: builders.away() is None)
+    async with docker(one, tmp_path) as client:
+        assert await client.say(b"a") == b"a"
+    following.cancel()
+    await builders.close(Terminated("the test is over"))
 
 
 async def test_a_program_that_was_killed_leaves_a_runner_until_the_next_connection(
