@@ -22,7 +22,7 @@ NAME = "bench"
 
 
 async def builder(bench: Bench) -> Found:
-    """`buildx inspect`, and buildctl for what buildx itself takes, each with a runner of its own."""
+    """`buildx inspect`, and buildctl for what is buildx's own, each with a fresh runner."""
     config, home = bench.config, bench.scratch / "docker"
     env = {**os.environ, "DOCKER_CONFIG": str(home)}
     env.pop("BUILDX_CONFIG", None)

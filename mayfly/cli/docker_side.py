@@ -1,6 +1,6 @@
 """A builder on the docker client's side: key and certificate, a link to the socket, buildx's list.
 
-All of it is below `<docker's configuration>/mayfly/NAME`, but for the link that the user names and
+All of it is below `<docker's configuration>/mayfly/NAME`, but for a link that the user names and
 what buildx keeps itself; `forget` takes away what `made` made.
 """
 
@@ -32,6 +32,9 @@ SOCKET_S = 10.0
 """How long a socket may take to be there; the program that serves it hears of it at once."""
 
 ENDPOINT = "endpoint"
+LONGEST_PATH = 107
+"""Bytes in the path of a unix socket (unix(7)), without the one that ends it."""
+
 BUILDX_S = 30
 
 
@@ -51,6 +54,11 @@ class Wanted:
     folder: Path
 
     @property
+    def way(self) -> Path | None:
+        """The link by which a socket is reached: the user's, else one for buildx, else none."""
+        return self.link or (self.folder / "socket" if self.buildx else None)
+
+    @property
     def driver_options(self) -> tuple[str, ...]:
         """`--driver-opt` of `buildx create`; none for a socket."""
         if not self.tls:
@@ -59,7 +67,7 @@ class Wanted:
         return tuple(f"{option}={self.folder / file}" for option, file in files)
 
     def argv(self, endpoint: str, program: Sequence[str]) -> tuple[str, ...]:
-        """`buildx create`. It connects to nothing."""
+        """`buildx create`."""
         options = ("--driver-opt", ",".join(self.driver_options)) if self.tls else ()
         return (*program, "create", "--name", self.name, "--driver", "remote", *options, endpoint)
 
@@ -95,7 +103,12 @@ def wanted(
         )
     named = grants.check_repo(repos.of(repo or environ.get("CI_REPO", ""), cwd))
     program = buildx(environ) if register else ()
-    return Wanted(name, named, size, linger_s, link, tls, program, folder)
+    made = Wanted(name, named, size, linger_s, link, tls, program, folder)
+    if not tls and len(os.fsencode(made.way or "")) > LONGEST_PATH:
+        raise UsageError(
+            f"{made.way}: too long for a socket's path", hint="give a shorter one with --socket"
+        )
+    return made
 
 
 def docker_folder(environ: Mapping[str, str]) -> Path:
@@ -157,8 +170,14 @@ async def _here(
     key: ec.EllipticCurvePrivateKey,
     environ: Mapping[str, str],
 ) -> str:
-    endpoint = answer["builder"]["address"]
+    """buildx comes first: it tries to connect, which would cost a runner if it could."""
+    address = answer["builder"]["address"]
+    link = None if asked.tls else asked.way
+    endpoint = f"unix://{link}" if link else address
     asked.folder.mkdir(mode=0o700, parents=True)
+    _write(asked.folder / ENDPOINT, f"{endpoint}\n".encode())
+    if asked.buildx:
+        _run(asked.argv(endpoint, asked.buildx), environ)
     if asked.tls:
         pem = key.private_bytes(
             serialization.Encoding.PEM,
@@ -168,15 +187,11 @@ async def _here(
         _write(asked.folder / "key.pem", pem)
         _write(asked.folder / "cert.pem", answer["certificate"].encode())
         _write(asked.folder / "ca.pem", answer["ca"].encode())
-    else:
-        socket = Path(endpoint.removeprefix("unix://"))
-        await _there(socket, answer["builder"])
-        if asked.link is not None:
-            asked.link.symlink_to(socket)
-            endpoint = f"unix://{asked.link}"
-    _write(asked.folder / ENDPOINT, f"{endpoint}\n".encode())
-    if asked.buildx:
-        _run(asked.argv(endpoint, asked.buildx), environ)
+        return endpoint
+    socket = Path(address.removeprefix("unix://"))
+    await _there(socket, answer["builder"])
+    if link is not None:
+        link.symlink_to(socket)
     return endpoint
 
 
