@@ -144,7 +144,8 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             argv=(*python, "mayfly.builders"),
             uid=users.BUILDERS,
             cwd=config.state,
-            env={**base, "USER": "mayfly"},  # asyncssh wants to know, and no passwd entry says it
+            # What asyncssh wants to know, and no passwd entry says.
+            env={**base, "USER": "mayfly", "HOME": "/nonexistent"},
             needs=code,
             ready=Probe(run / "builders" / ".status", line="?"),
             version=version,

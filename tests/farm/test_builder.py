@@ -56,7 +56,8 @@ class Docker:
             timeout=900,
             check=False,
         )
-        assert not check or done.returncode == 0, done.stderr
+        log = self.farm.config.state / "log" / "builders.log"
+        assert not check or done.returncode == 0, f"{done.stderr}\n{log.read_text()[-3000:]}"
         return done
 
     def mayfly(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,9 @@ ROUTES = [
     ("POST", "/v1/leases/x/log?offset=0"),
     ("POST", "/v1/leases/x/report"),
     ("DELETE", "/v1/leases/x"),
+    ("GET", "/v1/builders"),
+    ("POST", "/v1/builders"),
+    ("DELETE", "/v1/builders/x"),
     ("GET", "/v1/builds"),
     ("GET", "/v1/builds/x"),
     ("GET", "/v1/builds/x/why"),
@@ -177,7 +181,9 @@ def test_the_table_above_has_every_route(tmp_path: Path) -> None:
     from mayfly.orchestrator.api import create_app
 
     paths: dict[str, Any] = create_app(None).openapi()["paths"]  # type: ignore[arg-type]
-    declared = {(m.upper(), p.replace("{lease_id}", "x")) for p in paths for m in paths[p]}
+    declared = {
+        (m.upper(), re.sub(r"\{(lease_id|name)\}", "x", p)) for p in paths for m in paths[p]
+    }
     tested = {(method, path.partition("?")[0]) for method, path in ROUTES}
     page = ("GET", "/builds/{build_id}")  # a file that is the same for everybody
     assert declared - tested == {("GET", "/healthz"), ("POST", "/token"), page}
