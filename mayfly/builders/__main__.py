@@ -57,7 +57,12 @@ def _token(config: Config) -> str:
 
 def main() -> int:
     """One line on stderr and the error's exit status when it cannot serve."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    # Tracebacks without the values of variables: tokens are among them.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[*structlog.get_config()["processors"][:-1], plain],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     try:
         asyncio.run(_run(load()))
     except OSError as error:
