@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from mayfly.builders import service
 from mayfly.builders.session import Session
 from mayfly.errors import Cancelled, Terminated, Unreachable
-from mayfly.model import Outcome
+from mayfly.model import Desired, Outcome
 from mayfly.orchestrator import reconcile
 from mayfly.wire import BuildersJson
 from tests.builders.relayed import Relayed, builder, docker, relayed
@@ -263,3 +264,40 @@ async def test_many_at_once_share_one_runner(f: Farm, api: Relayed, tmp_path: Pa
         assert await asyncio.gather(*map(use, said)) == said
     await f.settled(lambda: not f.ledger.open())
     assert len(f.ledger.recent(9)) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_comes_and_goes_it_is_never_two_runners(
+    f: Farm, api: Relayed, tmp_path: Path, seed: int
+) -> None:
+    """Clients come, talk and go in any order, ways break, runners die; in the end none is left."""
+    chance = random.Random(seed)  # noqa: S311 - a seed, not a secret
+    one = await session(f, api, linger_s=0.02)
+
+    async def client() -> None:
+        async with docker(one, tmp_path) as mine:
+            for _ in range(chance.randrange(4)):
+                if not await mine.say(b"x"):
+                    return
+                await asyncio.sleep(chance.random() / 50)
+
+    async def trouble() -> None:
+        for lease in f.ledger.open():
+            if lease.id in api.runners and lease.ready_at:
+                if chance.random() < 0.5:
+                    f.provider.lose(lease.runner)
+                await api.runners[lease.id].cut()
+
+    working: set[asyncio.Task[None]] = set()
+    for _ in range(40):
+        work = trouble() if chance.random() < 0.1 else client()
+        working.add(asyncio.create_task(work))
+        await asyncio.sleep(chance.random() / 40)
+        running = [row for row in f.ledger.open() if row.desired is Desired.RUNNING]
+        assert len(running) <= 1, running
+    await asyncio.gather(*working)
+    await f.settled(lambda: not f.ledger.open())
+    ended = {row.outcome for row in f.ledger.recent(99)}
+    assert ended <= {Outcome.SUCCEEDED, Outcome.RUNNER_LOST, Outcome.CANCELLED, Outcome.TERMINATED}
+    async with docker(one, tmp_path) as last:
+        assert await last.say(b"x") == b"x"
