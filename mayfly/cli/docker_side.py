@@ -10,6 +10,7 @@ import asyncio
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ def wanted(
     repo: str,
     size: str,
     linger_s: float | None,
-    socket: str,
+    named_socket: str,
     *,
     tls: bool,
     register: bool,
@@ -89,7 +90,7 @@ def wanted(
     cwd: Path,
 ) -> Wanted:
     """Raises `UsageError` for what cannot be."""
-    link = Path(os.path.abspath(cwd / socket)) if socket else None  # noqa: PTH100 - links stay
+    link = Path(os.path.abspath(cwd / named_socket)) if named_socket else None  # noqa: PTH100 - links stay
     if link is not None and tls:
         raise UsageError("--socket and --tls exclude each other", hint="give one of them")
     if link is not None and (link.exists() or link.is_symlink()):
@@ -187,26 +188,39 @@ async def _here(
         _write(asked.folder / "key.pem", pem)
         _write(asked.folder / "cert.pem", answer["certificate"].encode())
         _write(asked.folder / "ca.pem", answer["ca"].encode())
+        _answered(endpoint)
         return endpoint
-    socket = Path(address.removeprefix("unix://"))
-    await _there(socket, answer["builder"])
+    path = Path(address.removeprefix("unix://"))
+    await _there(path, answer["builder"])
     if link is not None:
-        link.symlink_to(socket)
+        link.symlink_to(path)
     return endpoint
 
 
-async def _there(socket: Path, builder: BuilderJson) -> None:
-    """Until the builder's socket is there. Raises `UsageError` where that cannot be."""
-    if not os.access(socket.parent, os.X_OK):
+def _answered(endpoint: str) -> None:
+    """Raises `UsageError` when nobody listens there; who says nothing costs no runner."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=SOCKET_S).close()
+    except OSError as error:
         raise UsageError(
-            f"the farm's sockets are not on this machine: there is no {socket.parent}",
+            f"nobody answers at {endpoint}: {error.strerror or error}",
+            hint="see builders.listen and log/builders.log of the farm",
+        ) from None
+
+
+async def _there(path: Path, builder: BuilderJson) -> None:
+    """Until the builder's socket is there. Raises `UsageError` where that cannot be."""
+    if not os.access(path.parent, os.X_OK):
+        raise UsageError(
+            f"the farm's sockets are not on this machine: there is no {path.parent}",
             hint="use --tls",
         )
     until = time.monotonic() + SOCKET_S
-    while not socket.is_socket():
+    while not path.is_socket():
         if time.monotonic() > until:
             raise InfrastructureError(
-                f"nobody serves {builder['name']} at {socket}", hint="see `mayfly status`"
+                f"nobody serves {builder['name']} at {path}", hint="see `mayfly status`"
             )
         await asyncio.sleep(0.05)
 

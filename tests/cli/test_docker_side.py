@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ import pytest
 from mayfly import users
 from mayfly.builders.service import Builders
 from mayfly.cli import docker_side
+from mayfly.config import Builders as Builders_
 from mayfly.config import Config
 from mayfly.errors import Conflict, UsageError
 from mayfly.stack import secrets
 from tests.builders.relayed import relayed
 from tests.orchestrator.leases import LADDER, Farm, farm
+from tests.stack_fixture import free_port
 
 
 @dataclass
@@ -46,13 +49,18 @@ class Side:
     def folder(self) -> Path:
         return self.home / ".docker" / "mayfly" / "one"
 
+    @property
+    def listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.f.config.builders.port)) == 0
+
     def wanted(self, **more: Any) -> docker_side.Wanted:
         given: dict[str, Any] = {
             "name": "one",
             "repo": "team/app",
             "size": "",
             "linger_s": None,
-            "socket": "",
+            "named_socket": "",
             "tls": False,
             "register": True,
             "environ": self.environ,
@@ -73,7 +81,13 @@ async def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     (tmp_path / "home").mkdir()
     state = tmp_path / "state"
     config = Config.model_validate(
-        {"state": state, "ladder": LADDER, "pool": {"memory_gb": 4}, "builders": {"listen": ""}}
+        {
+            "state": state,
+            "ladder": LADDER,
+            "pool": {"memory_gb": 4},
+            "server": {"name": "localhost"},
+            "builders": {"listen": f"127.0.0.1:{free_port()}"},
+        }
     )
     users.make_folders(state)
     secrets.ensure(config, datetime.now(UTC))
@@ -87,7 +101,7 @@ async def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 async def test_what_is_made_is_known_to_buildx_and_goes_without_a_trace(side: Side) -> None:
     link = side.home / "mine.sock"
-    endpoint = await side.make(socket="mine.sock")
+    endpoint = await side.make(named_socket="mine.sock")
     assert endpoint == f"unix://{link}"
     assert link.is_socket()
     assert endpoint in side.instance.read_text()
@@ -145,6 +159,29 @@ async def test_a_farm_on_another_machine_wants_tls(
     assert await side.names() == []
 
 
+async def test_with_tls_key_and_certificates_are_beside_dockers_configuration(side: Side) -> None:
+    await side.f.settled(lambda: side.listens)
+    assert await side.make(tls=True) == f"tcp://localhost:{side.f.config.builders.port}"
+    files = {file.name: file.stat().st_mode & 0o777 for file in side.folder.iterdir()}
+    assert files == dict.fromkeys(("ca.pem", "cert.pem", "key.pem", "endpoint"), 0o600)
+    assert str(side.folder / "key.pem") in side.instance.read_text()
+    assert side.f.ledger.recent(1) == ()
+    docker_side.forget("one", side.environ)
+    assert not side.folder.exists()
+    assert not side.instance.exists()
+
+
+async def test_where_nobody_listens_nothing_is_left(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Builders_, "port", property(lambda _: free_port()))
+    with pytest.raises(UsageError, match="nobody answers at tcp://localhost"):
+        await side.make(tls=True)
+    assert await side.names() == []
+    assert not side.folder.exists()
+    assert not side.instance.exists()
+
+
 async def test_without_buildx_the_line_is_printed(side: Side) -> None:
     wanted = side.wanted(register=False, tls=True)
     assert wanted.buildx == ()
@@ -158,9 +195,9 @@ async def test_without_buildx_the_line_is_printed(side: Side) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"socket": "x.sock", "tls": True}, "exclude each other"),
-        ({"socket": "."}, "there is something already"),
-        ({"socket": "no/such/x.sock"}, "there is no folder"),
+        ({"named_socket": "x.sock", "tls": True}, "exclude each other"),
+        ({"named_socket": "."}, "there is something already"),
+        ({"named_socket": "no/such/x.sock"}, "there is no folder"),
         ({"name": "x" * 90}, "too long for a socket's path"),
         ({"repo": "base/app"}, "names below 'base' are Mayfly's own"),
     ],
