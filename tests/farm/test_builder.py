@@ -130,7 +130,7 @@ def test_plain_buildx_builds_exports_and_pushes_what_its_repo_may(
             *build, "--push", "-t", f"{host}/images/team/other:1", folder, check=False
         )
         assert denied.returncode == 1
-        assert "may not pull/push images/team/other" in denied.stderr
+        assert re.search(r"denied: \S+-1 may not pull(/push)? images/team/other", denied.stderr)
         farm.until(lambda: not farm.vms())
         build_ = farm.json("status")["builds"][0]
         assert (build_["id"], build_["outcome"], build_["repo"]) == (
@@ -151,7 +151,6 @@ def test_two_builders_are_two_runners_and_removing_one_cuts_it(
             assert one.recv(9)[3] == two.recv(9)[3] == 4  # SETTINGS
             assert len({lease["id"] for lease in farm.leases("ready")}) == 2
             docker.mayfly("builder", "rm", "first")
-            assert one.recv(65536) in (b"", one.recv(65536))
             while one.recv(65536):
                 pass
             assert not link.exists()
