@@ -32,9 +32,11 @@ from mayfly.wire import (
     BeatJson,
     BuildersJson,
     BuildJson,
+    GivenJson,
     LeaseJson,
     LoggedJson,
     MadeBuilderJson,
+    NewTokenJson,
     SizingJson,
     StatusJson,
     UsageJson,
@@ -95,7 +97,7 @@ class Client:
         return other
 
     async def ask(self, request: LeaseRequest, idempotency_key: str) -> AskedJson:
-        """Ask for a lease (admin). The same key and request again answer the same lease.
+        """Ask for a lease. The same key and request again answer the same lease.
 
         Raises `UsageError`, `TooBig`, `MachineUnfit`, `Denied`.
         """
@@ -184,7 +186,7 @@ class Client:
         await self._call("DELETE", _lease(lease), params={"outcome": outcome})
 
     async def leases(self) -> list[LeaseJson]:
-        """Every open lease, oldest first (admin)."""
+        """Every open lease that the token may see, oldest first."""
         return cast(list[LeaseJson], (await self._call("GET", "/v1/leases")).json())
 
     async def builders(self, *, wait_s: float = 0, since: str = "") -> BuildersJson:
@@ -225,7 +227,7 @@ class Client:
         await self._call("DELETE", f"/v1/builders/{quote(name, safe='')}")
 
     async def builds(self) -> list[BuildJson]:
-        """The last builds, youngest first (admin)."""
+        """The last builds that the token may see, youngest first."""
         return cast(list[BuildJson], (await self._call("GET", "/v1/builds")).json())
 
     async def build(self, build: str) -> BuildJson:
@@ -237,7 +239,7 @@ class Client:
         return cast(WhyJson, (await self._call("GET", f"{_build(build)}/why")).json())
 
     async def size(self, request: LeaseRequest) -> SizingJson:
-        """What such a request would get now, and why (admin). Raises as `ask` does."""
+        """What such a request would get now, and why. Raises as `ask` does."""
         told = asdict(request)
         asked = {name: told[name] for name in ("repo", "size", "target", "languages", "spec")}
         return cast(SizingJson, (await self._call("POST", "/v1/size", json=asked)).json())
@@ -251,6 +253,21 @@ class Client:
         async with self._stream(f"{_build(build)}/log", params={"offset": offset}) as answer:
             async for piece in answer.aiter_bytes():
                 yield piece
+
+    async def give_token(
+        self, name: str, repos: Sequence[str], *, trusted: bool, life_s: float | None
+    ) -> NewTokenJson:
+        """A new static token for builds of `repos`, patterns (admin). Raises `Conflict`."""
+        body = {"name": name, "repos": list(repos), "trusted": trusted, "life_s": life_s}
+        return cast(NewTokenJson, (await self._call("POST", "/v1/tokens", json=body)).json())
+
+    async def tokens(self) -> list[GivenJson]:
+        """Every static token that was not revoked (admin)."""
+        return cast(list[GivenJson], (await self._call("GET", "/v1/tokens")).json())
+
+    async def revoke_token(self, name: str) -> None:
+        """Refuse a static token from now on (admin). Raises `NotFound`."""
+        await self._call("DELETE", f"/v1/tokens/{_part(name, 'token', 'mayfly token ls')}")
 
     async def status(self) -> StatusJson:
         """What `mayfly status --json` prints (admin)."""
@@ -398,9 +415,13 @@ def _build(build: str) -> str:
 
 
 def _id(given: str) -> str:
-    """An id as a part of a path. Raises `NotFound` for what would be no single part of one."""
+    return _part(given, "lease", "mayfly lease ls")
+
+
+def _part(given: str, what: str, see: str) -> str:
+    """A name as a part of a path. Raises `NotFound` for what would be no single part of one."""
     if not given or given in (".", "..") or not given.isprintable() or "/" in given:
-        raise NotFound(f"there is no lease {given!r}", hint="see `mayfly lease ls`")
+        raise NotFound(f"there is no {what} {given!r}", hint=f"see `{see}`")
     return quote(given, safe="")
 
 

@@ -10,6 +10,7 @@ the file named by `MAYFLY_CONFIG` (default `/etc/mayfly/mayfly.toml`, which may 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -320,6 +321,168 @@ class Builders(_Section):
         return int(self.listen.rpartition(":")[2] or 0)
 
 
+def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not re.fullmatch(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*", value):
+            raise ValueError(f"{value!r} is no pattern of repos: write it as in team/app or team/*")
+    return values
+
+
+_Repos = Annotated[tuple[str, ...], AfterValidator(_patterns)]
+"""Patterns of repos: `*` is any one part or piece of it, `**` at the end any parts."""
+
+
+class Trust(_Section):
+    """Which builds are trusted, and what those get that are not: docs/trust.md."""
+
+    events: tuple[Literal["push", "cron", "manual", "tag", "release", "deployment"], ...] = Field(
+        ("push", "cron", "manual", "tag"),
+        description="Proven events of trusted builds, on the repo's default branch; a `tag` or "
+        "`release` where its commit was seen there. Pull requests are never trusted.",
+    )
+    branches: tuple[str, ...] = Field(
+        (),
+        description="Patterns of branches that are trusted beside each repo's default branch, as "
+        "in `release/*`.",
+    )
+    untrusted_size: str = Field(
+        "",
+        description="Largest size of a build that is not trusted; empty: the second smallest of "
+        "the ladder.",
+    )
+    untrusted_budget_min: float = Field(
+        30, gt=0, le=24 * 60, description="Minutes that a build that is not trusted may take."
+    )
+    one_at_a_time: bool = Field(
+        True,
+        description="Whether of the builds of one pull request (or branch that is not trusted) "
+        "only one has a runner at a time.",
+    )
+    ticket_max_age_h: float = Field(
+        24,
+        gt=0,
+        le=7 * 24,
+        description="Hours that a pipeline's ticket is good for leases, however long it queues.",
+    )
+    clock_skew_s: int = Field(
+        60, ge=1, le=600, description="Seconds that another machine's clock may be off by."
+    )
+
+
+def _https(value: str) -> str:
+    if value and not re.match(
+        r"https://[^/@]+|http://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", value
+    ):
+        raise ValueError("write it as https://HOST, as in https://ci.example.org")
+    return value.rstrip("/")
+
+
+_Url = Annotated[str, AfterValidator(_https)]
+
+
+class Woodpecker(_Section):
+    """A Woodpecker server whose pipelines build here, by its secret extension: docs/trust.md."""
+
+    public_key: str = Field(
+        "",
+        description="The server's public key (PEM), as its `/api/signature/public-key` shows it; "
+        "empty: no server is believed.",
+    )
+    fingerprint: str = Field(
+        "",
+        pattern=r"^(sha256:[0-9a-f]{64})?$",
+        description="The SHA-256 of that key in DER, as in `sha256:1f…`: what is pinned.",
+    )
+    repos: _Repos = Field(("**",), description="Patterns of the repos that get tickets.")
+    secret: str = Field(
+        "mayfly_token",
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="Name of the secret that a pipeline finds its ticket in.",
+    )
+    plugin_images: tuple[str, ...] = Field(
+        (),
+        description="The only images that see the ticket; empty: this farm's "
+        "`images/mayfly/buildkit-launcher`, without a tag and with this version.",
+    )
+    url: _Url = Field(
+        "", description="Its address, to ask whether a pipeline has ended; empty: nobody is asked."
+    )
+    token: str = Field(
+        "", description="Access token for that; better given as MAYFLY_WOODPECKER__TOKEN."
+    )
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Woodpecker:
+        if bool(self.public_key) != bool(self.fingerprint):
+            raise ValueError("public_key and fingerprint go together")
+        if self.public_key and (found := _fingerprint(self.public_key)) != self.fingerprint:
+            raise ValueError(f"public_key has the fingerprint {found}, and not the pinned one")
+        if self.token and not self.url:
+            raise ValueError("token is for url, which is empty")
+        return self
+
+
+def _fingerprint(pem: str) -> str:
+    """Of an Ed25519 public key. Raises `ValueError` for what is none."""
+    # Only who has such a key pays for this import: commands have to start at once.
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        key = serialization.load_pem_public_key(pem.encode())
+    except ValueError:
+        raise ValueError("public_key is not a public key in PEM") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("public_key is not an Ed25519 key, which Woodpecker signs with")
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return f"sha256:{hashlib.sha256(der).hexdigest()}"
+
+
+Event = Literal["push", "tag", "release", "deployment", "cron", "manual", "pull_request"]
+Claim = Literal["repo", "event", "ref", "ref_type", "commit", "run"]
+
+
+class Issuer(_Section):
+    """A forge whose pipelines build here by OIDC tokens: docs/trust.md."""
+
+    kind: Literal["forgejo", "github", "gitlab"] = Field(
+        description="What its claims are called, and where its keys are."
+    )
+    issuer: _Url = Field(
+        min_length=1,
+        description="What its tokens name as `iss`, as in `https://git.example.org/api/actions`; "
+        "keys are fetched from there and from nowhere else.",
+    )
+    audience: str = Field(
+        "", description="What they must name as `aud`; empty: this farm's address."
+    )
+    repos: _Repos = Field(
+        min_length=1, description="Patterns of the repos that may build here, as in `acme/*`."
+    )
+    default_branch: str = Field(
+        "main", description="The default branch of its repos, which no token of a forge names."
+    )
+    default_branches: Mapping[str, str] = Field(
+        {}, description="Those of repos where it is another, by the repo's name."
+    )
+    claims: Mapping[Claim, str] = Field(
+        {},
+        description="Names of claims, where they are others than the kind's: `repo`, `event`, "
+        "`ref`, `ref_type`, `commit`, `run`.",
+    )
+    events: Mapping[str, Event] = Field(
+        {}, description="What the forge's own words for events stand for, beside the kind's."
+    )
+    keys: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~/-]*)?$",
+        description="Path of its key set below `issuer`; empty: the kind's.",
+    )
+    ca: str = Field("", description="PEM file with a CA that it is trusted by as well.")
+
+
 class Golden(_Section):
     """What goes into images that Mayfly makes."""
 
@@ -358,6 +521,20 @@ class Config(_Section):
     metrics: Metrics = Metrics()
     builders: Builders = Builders()
     golden: Golden = Golden()
+    trust: Trust = Trust()
+    woodpecker: Woodpecker = Woodpecker()
+    oidc: Mapping[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")], Issuer] = Field(
+        {}, description="Forges whose OIDC tokens are believed, each by a name of yours."
+    )
+
+    @model_validator(mode="after")
+    def _sizes_are_rungs(self) -> Config:
+        if self.trust.untrusted_size and self.trust.untrusted_size not in self.ladder:
+            raise ValueError(
+                f"trust.untrusted_size = {self.trust.untrusted_size!r} is no size of the ladder: "
+                f"choose one of {', '.join(self.ladder)}"
+            )
+        return self
 
     @property
     def run(self) -> Path:
@@ -395,6 +572,12 @@ class Config(_Section):
             for name, rung in self.ladder.items()
         )
         return tuple(sorted(rungs, key=lambda s: (s.memory_bytes, s.cpus, s.disk_bytes)))
+
+    @property
+    def untrusted_size(self) -> Size:
+        """The largest size that a build gets that is not trusted."""
+        named = {size.name: size for size in self.sizes}
+        return named.get(self.trust.untrusted_size) or self.sizes[:2][-1]
 
 
 def site_certificates(config: Config) -> tuple[Path, ...]:
@@ -479,7 +662,10 @@ def _fault(error: Any, origin: Mapping[str, str], default: str) -> str:
     if error["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown option - remove it, or see docs/configuration.md"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{source}: {where} = {error['input']!r}: {message[:1].lower()}{message[1:]}"
+    said = f"{message[:1].lower()}{message[1:]}"
+    if isinstance(error["input"], Mapping):  # a whole section, which may have a secret in it
+        return f"{source}: {where}: {said}" if where else f"{source}: {said}"
+    return f"{source}: {where} = {error['input']!r}: {said}"
 
 
 def _parents(where: str) -> list[str]:
@@ -499,12 +685,15 @@ def reference() -> str:
         "",
     ]
     top = {n: f for n, f in Config.model_fields.items() if not _is_section(f.annotation)}
-    lines += _table("Top level", "", {n: f for n, f in top.items() if n != "ladder"})
+    sections: dict[str, type[BaseModel]] = {"oidc": Issuer, "ladder": Rung}
+    lines += _table("Top level", "", {n: f for n, f in top.items() if n not in sections})
     for name, field in Config.model_fields.items():
         if _is_section(field.annotation):
-            section: type[BaseModel] = field.annotation  # type: ignore[assignment]
-            lines += _table(f"`[{name}]`", section.__doc__ or "", section.model_fields)
-    lines += _table("`[ladder.NAME]`", top["ladder"].description or "", Rung.model_fields)
+            kind: type[BaseModel] = field.annotation  # type: ignore[assignment]
+            lines += _table(f"`[{name}]`", kind.__doc__ or "", kind.model_fields)
+    for name, section in sections.items():
+        about = top[name].description or ""
+        lines += _table(f"`[{name}.NAME]`", about, section.model_fields)
     lines += ["Default ladder:", "", "```toml"]
     for name, rung in DEFAULT_LADDER.items():
         lines += [f"[ladder.{name}]", *(f"{k} = {v}" for k, v in rung.model_dump().items()), ""]

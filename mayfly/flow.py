@@ -139,14 +139,22 @@ def buildx_of(config: Config) -> Path:
 
 
 def _check_tags(args: BuildArgs, name: str, registry_host: str) -> None:
-    """What the registry would refuse after a whole build, said now."""
-    for tag in args.pushed:
-        push = grants.Access(repository_of(tag), frozenset({grants.PUSH}))
-        if host_of(tag) == registry_host and not grants.allows(grants.for_lease(name), push):
+    """What the registry would refuse after a whole build, said now: as far as the repo goes.
+
+    The orchestrator, which knows whether the build is trusted, looks at it again when it is asked.
+    """
+    for image in _pushes(args, registry_host):
+        if not grants.may_be_named(name, image):
             raise Denied(
-                f"a build of repo {name} may not push to {push.name}",
+                f"a build of repo {name} may not push to {image}",
                 hint=f"use -t {' or '.join(grants.image_names(name))}, or another --mayfly-repo",
             )
+
+
+def _pushes(args: BuildArgs, registry_host: str) -> tuple[str, ...]:
+    """The repositories of the farm's own registry that the build pushes to, each once."""
+    ours = (repository_of(tag) for tag in args.pushed if host_of(tag) == registry_host)
+    return tuple(dict.fromkeys(ours))
 
 
 async def build(request: Request, api: Api, config: Config, show: Show) -> Result:
@@ -166,6 +174,7 @@ async def build(request: Request, api: Api, config: Config, show: Show) -> Resul
         languages=request.languages,
         spec=request.spec,
         grow=request.args.grow,
+        pushes=_pushes(request.args, request.registry_host),
     )
     attempts: list[Attempt] = []
     with buildx.folder() as folder:
@@ -270,7 +279,11 @@ async def _connection(
     metadata = Path(args.metadata_file or folder.metadata)
     relay = ssh.relay_of(view, tls)
     keys = request.spec.cache_keys if request.spec else ()
-    where = cache.references(request.caches, request.repo, args, keys)
+    zone, others = cache.zones(view["terms"])
+    where, *beside = (
+        cache.references(request.caches, request.repo, args, keys, each) for each in (zone, *others)
+    )
+    imported = [name for each in beside for name in each.values()]
     started_at = time.monotonic()
     granting = access.granted(
         request.registry,
@@ -279,14 +292,14 @@ async def _connection(
         relay,
         folder,
         request.environ,
-        reads=[*request.bases, *args.reads],
+        reads=[*request.bases, *args.reads, *(imported if args.builds else ())],
         writes=[*args.writes, *(where.values() if args.builds else ())],
     )
     unreadable = ""
     try:
         async with (
             granting as granted,
-            _meanwhile(cache.found(granted.door, where)) as asked,
+            _meanwhile(cache.found(granted.door, where, beside)) as asked,
             ssh.connect(relay, key) as tunnel,
         ):
             await tunnel.forward(folder.socket)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,16 @@ def choose(name: str, room: Room) -> Size:
             hint=f"the largest that fits is {fitting[-1].name}",
         )
     return size
+
+
+def up_to(sizes: Sequence[Size], largest: str) -> tuple[Size, ...]:
+    """Those of the sizes that have no more of anything than the one named `largest`.
+
+    All of them where the name is empty, or no rung's any more.
+    """
+    named = {size.name: share(size) for size in sizes}
+    most = named.get(largest)
+    return tuple(size for size in sizes if most is None or share(size).within(most))
 
 
 def rungs(room: Room) -> tuple[Size, ...]:

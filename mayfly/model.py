@@ -184,8 +184,9 @@ class History:
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """What a client asks for. `size` is a rung's name, or empty for what sizing decides; `grow`
-    is whether its runner may be given more memory while it runs. `builder` names the builder whose
-    docker clients the runner is for.
+    is whether its runner may be given more memory while it runs. `pushes` are the repositories of
+    the farm's own registry that it means to push to, so that a refusal comes before a runner.
+    `builder` names the builder whose docker clients the runner is for.
     """
 
     repo: str
@@ -197,7 +198,26 @@ class LeaseRequest:
     languages: tuple[str, ...] = ()
     spec: BuildSpec | None = None
     grow: bool = True
+    pushes: tuple[str, ...] = ()
     builder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a lease was granted: by whom, and what follows from that.
+
+    `why` says for people what makes it trusted or not. `slot` is empty for a trusted lease; what is
+    not trusted writes below it only: `images/pr/<repo>/<slot>`, `cache/untrusted/<repo>/<slot>__…`.
+    `alone`: of the leases of its repo and slot, one has a runner at a time. `largest` is the name
+    of the largest size that it may come to have; empty: any.
+    """
+
+    principal: str = "admin"
+    why: str = ""
+    slot: str = ""
+    pull_request: int = 0
+    alone: bool = False
+    largest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +265,7 @@ class Lease:
     grown_bytes: int = 0
     usage: Usage | None = None
     earlier: tuple[Attempt, ...] = ()
+    terms: Terms = Terms()
 
     @property
     def runner(self) -> str:

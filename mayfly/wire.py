@@ -158,6 +158,70 @@ class MadeBuilderJson(TypedDict):
     ca: str
 
 
+class GivenJson(TypedDict):
+    """A static token, as far as anybody but its holder may know it. `repos` are patterns."""
+
+    name: str
+    repos: list[str]
+    trusted: bool
+    created_at: str
+    expires_at: str | None
+
+
+class NewTokenJson(GivenJson):
+    """A static token that has just been made: the one time that it is shown."""
+
+    token: str
+
+
+class SecretJson(TypedDict):
+    """A secret as Woodpecker takes it: for steps with one of these images, on these events."""
+
+    name: str
+    value: str
+    images: list[str]
+    events: list[str]
+
+
+class SecretsJson(TypedDict):
+    """The answer of a secret extension."""
+
+    secrets: list[SecretJson]
+
+
+class CredentialJson(TypedDict):
+    """A registry's login as Woodpecker takes it."""
+
+    address: str
+    username: str
+    password: str
+
+
+class RegistriesJson(TypedDict):
+    """The answer of a registry extension."""
+
+    registries: list[CredentialJson]
+
+
+class TermsJson(TypedDict):
+    """On which terms a lease was granted; `why` is for people.
+
+    `images` are the repositories that it may push to, `NAME` standing for any one part. It writes
+    the layer caches of the zone `cache_to` and reads those of `cache_from`, in that order; what is
+    not trusted has a `slot` in the names of its own. `largest` is the largest size that it may come
+    to have, by name, or null.
+    """
+
+    principal: str
+    trusted: bool
+    why: str
+    slot: str
+    images: list[str]
+    cache_to: str
+    cache_from: list[str]
+    largest: str | None
+
+
 class LeaseJson(TypedDict):
     """A lease. `state` is queued, creating, ready, destroying, ended or lost.
 
@@ -185,6 +249,7 @@ class LeaseJson(TypedDict):
     timings_s: dict[str, float]
     relay_url: str
     runner: RunnerJson | None
+    terms: TermsJson
 
 
 class BeatJson(TypedDict):

@@ -104,9 +104,9 @@ def build_argv(
 ) -> tuple[str, ...]:
     """`buildx build` or `bake`: ours first, so that the user's, untouched, have the last word.
 
-    The layer cache of each target (`caches`, by its name) is imported when it is warm, and
-    exported; a failing export does not fail the build. What builds nothing (`--check`) leaves them
-    alone. For `bake` all of that is in the plan (`plan`).
+    The layer cache of each target (`caches`, by its name) is imported when it is warm, as are
+    those beside it, and exported; a failing export does not fail the build. What builds nothing
+    (`--check`) leaves them alone. For `bake` all of that is in the plan (`plan`).
     """
     ours: list[str] = []
     if not args.metadata_file:
@@ -135,7 +135,10 @@ def _cache_entries(
         return {}
     return {
         name: {
-            "cache-from": [{"type": "registry", "ref": cache.reference}] if cache.warm else [],
+            "cache-from": [
+                {"type": "registry", "ref": each}
+                for each in (*((cache.reference,) if cache.warm else ()), *cache.beside)
+            ],
             "cache-to": [{"type": "registry", "ref": cache.reference, **_EXPORT}],
         }
         for name, cache in caches.items()

@@ -6,15 +6,19 @@ import asyncio
 import hashlib
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import aiohttp
 
 from mayfly.build.args import BuildArgs
+from mayfly.registry import grants
 from mayfly.registry.reference import repository_of
+from mayfly.wire import TermsJson
 
-TRUST = "trusted"  # the cache's zone; proven per lease by a later issue
+T = TypeVar("T")
+
 TIMEOUT_S = 5.0
 _LONGEST = 32
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
@@ -22,10 +26,36 @@ _MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.im
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A target's layer cache: an image reference, and whether there is something in it."""
+    """A target's layer cache: an image reference, and whether there is something in it.
+
+    `beside` are references of caches that are read as well, and have something in them.
+    """
 
     reference: str
     warm: bool
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Whose caches: those of trusted builds, or with a `slot` those of one source that is not."""
+
+    name: str = grants.TRUSTED
+    slot: str = ""
+
+    def named(self, key: str) -> str:
+        """The last part of a cache's name in this zone."""
+        return f"{self.slot}__{key}" if self.slot else key
+
+
+TRUSTED = Zone()
+
+
+def zones(terms: TermsJson) -> tuple[Zone, tuple[Zone, ...]]:
+    """The zone that a lease writes, and those that it reads besides."""
+    own = Zone(terms["cache_to"], terms["slot"] if terms["cache_to"] != grants.TRUSTED else "")
+    others = (Zone(name) for name in terms["cache_from"] if name != own.name)
+    return own, tuple(others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +68,47 @@ class Door:
 
 
 def references(
-    caches: str, repo: str, args: BuildArgs, keys: Sequence[str] = ()
+    caches: str, repo: str, args: BuildArgs, keys: Sequence[str] = (), zone: Zone = TRUSTED
 ) -> Mapping[str, str]:
     """The cache of each target, by the target's name; those of a definition do not share one.
 
     `caches` and `keys` are as `reference` takes them.
     """
     if args.verb == "build":
-        return {"": reference(caches, repo, args.cache_key, args.target, keys)}
+        return {"": reference(caches, repo, args.cache_key, args.target, keys, zone)}
     front = f"{args.cache_key}-" if args.cache_key else ""
-    return {name: reference(caches, repo, "", front + name, keys) for name in args.names}
+    return {name: reference(caches, repo, "", front + name, keys, zone) for name in args.names}
 
 
-async def found(door: Door, where: Mapping[str, str]) -> Mapping[str, Cache]:
-    """Which caches are warm, asked all at once. Never raises."""
-    warm = await asyncio.gather(*(exists(door, reference) for reference in where.values()))
-    return {name: Cache(where[name], is_warm) for name, is_warm in zip(where, warm, strict=True)}
+async def found(
+    door: Door, where: Mapping[str, str], beside: Sequence[Mapping[str, str]] = ()
+) -> Mapping[str, Cache]:
+    """Which caches are warm, asked all at once; `beside` are those of zones that are only read.
+
+    Never raises.
+    """
+
+    async def one(name: str) -> Cache:
+        others = [zone[name] for zone in beside]
+        own, *rest = await _all(exists(door, each) for each in (where[name], *others))
+        read = (other for other, is_warm in zip(others, rest, strict=True) if is_warm)
+        return Cache(where[name], own, tuple(read))
+
+    return dict(zip(where, await _all(one(name) for name in where), strict=True))
 
 
-def reference(caches: str, repo: str, key: str, target: str, keys: Sequence[str] = ()) -> str:
+async def _all(asked: Iterable[Awaitable[T]]) -> list[T]:
+    return list(await asyncio.gather(*asked))
+
+
+def reference(
+    caches: str,
+    repo: str,
+    key: str,
+    target: str,
+    keys: Sequence[str] = (),
+    zone: Zone = TRUSTED,
+) -> str:
     """The image reference of the cache: by `key`, else by the Dockerfile's target, else default;
     and by `keys`, the build spec's `cache_keys`: with other ones it is another cache.
 
@@ -67,11 +119,12 @@ def reference(caches: str, repo: str, key: str, target: str, keys: Sequence[str]
     name = key or re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-") or "default"
     if keys:
         name += f"__{_joined(keys)}"
+    name = zone.named(name)
     if "/" not in caches:
-        return f"{caches}/cache/{TRUST}/{repo}/{name}"
+        return f"{caches}/cache/{zone.name}/{repo}/{name}"
     # Readable, and by the digest never another cache's, whatever `-` stands for.
-    digest = hashlib.sha256("\n".join((TRUST, repo, name)).encode()).hexdigest()[:16]
-    return f"{caches}:{f'{TRUST}-{repo}-{name}'.replace('/', '-')[:100]}-{digest}"
+    digest = hashlib.sha256("\n".join((zone.name, repo, name)).encode()).hexdigest()[:16]
+    return f"{caches}:{f'{zone.name}-{repo}-{name}'.replace('/', '-')[:100]}-{digest}"
 
 
 def _joined(keys: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mayfly.cli import base, build, builder, golden, lease, machine, records, sizing, spec
+from mayfly.cli import base, build, builder, golden, lease, machine, records, sizing, spec, token
 
 app = typer.Typer(
     name="mayfly",
@@ -25,6 +25,7 @@ app.command("why")(sizing.why)
 app.command("size")(sizing.size)
 app.command("usage")(records.usage)
 app.add_typer(lease.app, name="lease")
+app.add_typer(token.app, name="token")
 app.add_typer(golden.app, name="golden")
 app.add_typer(base.app, name="base")
 app.add_typer(builder.app, name="builder")

@@ -73,6 +73,8 @@ def show_one(lease: LeaseId, as_json: AsJson = False) -> None:
         "size": f"{size['name']}: {size['cpus']} vCPU, {size['memory_bytes'] // gib} GiB memory, "
         f"{size['disk_bytes'] // gib} GiB disk",
         "attempt": one["attempt"],
+        "asked by": one["terms"]["principal"],
+        "trusted": f"{'yes' if one['terms']['trusted'] else 'no'}: {one['terms']['why']}",
         "created": one["created_at"],
         "ready": one["ready_at"],
         "expires": one["expires_at"],

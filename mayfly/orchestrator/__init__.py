@@ -7,5 +7,5 @@ Read in this order:
 - `limits.py`    what this machine holds, and which size a request gets
 - `reconcile.py` the loop that makes the plan true
 - `service.py`   what the API's routes do; `api.py` is their HTTP
-- `trust.py`     who a credential speaks for
+- `trust/`       who a credential speaks for
 """

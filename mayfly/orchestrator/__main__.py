@@ -42,6 +42,7 @@ from mayfly.store.builders import BuilderStore
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
+from mayfly.store.trust import TrustStore
 from mayfly.vm.provider import Provider
 
 DRAIN_S = 2
@@ -61,13 +62,8 @@ async def serve(config: Config, provider: Provider) -> None:
     """
     home, keys = config.state / "orchestrator", config.state / "keys"
     signing = _secret(keys / "lease.key")
-    public = tokens.public(signing)
-    verifiers = [
-        trust.admin(_secret(keys / "admin.sha256").decode()),
-        trust.builders(_secret(keys / "builders.sha256").decode()),
-        trust.reader(tokens.Verifier(public, tokens.PAGE)),
-        trust.lease_holder(tokens.Verifier(public, tokens.API)),
-    ]
+    admin_sha256 = _secret(keys / "admin.sha256").decode()
+    builders_sha256 = _secret(keys / "builders.sha256").decode()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket = config.run / "api" / "orchestrator.sock"
     socket.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -75,6 +71,7 @@ async def serve(config: Config, provider: Provider) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(home / "lock"))
         store = stack.enter_context(closing(LeaseStore(home / "leases.sqlite")))
+        trusting = stack.enter_context(closing(TrustStore(home / "trust.sqlite")))
         edge = await stack.enter_async_context(EdgeClient(config.run / "edge" / "edge.sock"))
         metrics, room = Metrics(), limits(config, *physical(config.state))
         spool = stack.enter_context(closing(Spool(home / "spool.sqlite")))
@@ -93,7 +90,7 @@ async def serve(config: Config, provider: Provider) -> None:
             room,
             ledger,
             reconciler,
-            trust.Trust(verifiers),
+            trust.build(config, admin_sha256, builders_sha256, signing, trusting, now),
             tokens.Signer(signing),
             Logs(home / "logs"),
             evidence,
@@ -165,7 +162,15 @@ def _secret(path: Path) -> bytes:
 
 def main() -> int:
     """The exit status: 0 after a signal, else that of the error, told in one line on stderr."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        # The default shows the local variables of every frame, and so tokens.
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     try:
         config = load()
         asyncio.run(serve(config, vm.provider(config)))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mayfly import __version__
 from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
 from mayfly.model import MIB, Outcome
-from mayfly.orchestrator import docker, metrics, page
+from mayfly.orchestrator import docker, metrics, page, trust_routes
 from mayfly.orchestrator.forms import BuilderForm, LeaseForm, ReportForm, SizeForm, Stop
+from mayfly.orchestrator.rights import Admin, Asker, Holder, Reader, Serve, Who
 from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
-from mayfly.orchestrator.trust import Principal
 from mayfly.wire import (
     AskedJson,
     BeatJson,
@@ -42,40 +42,6 @@ MAX_BODY_BYTES = MIB
 log = structlog.get_logger("orchestrator.api")
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Serve = Annotated[Service, Depends(_service)]
-
-
-def _principal(request: Request, service: Serve) -> Principal:
-    kind, _, credential = request.headers.get("authorization", "").partition(" ")
-    return service.verify(credential.strip() if kind.lower() == "bearer" else "")
-
-
-Who = Annotated[Principal, Depends(_principal)]
-
-
-def _admin(who: Who) -> Principal:
-    who.require_admin()
-    return who
-
-
-def _holder(lease_id: str, who: Who) -> Principal:
-    who.require(lease_id)
-    return who
-
-
-def _reader(lease_id: str, who: Who) -> Principal:
-    who.require_reading(lease_id)
-    return who
-
-
-Admin = Annotated[Principal, Depends(_admin)]
-Holder = Annotated[Principal, Depends(_holder)]
-Reader = Annotated[Principal, Depends(_reader)]
 Offset = Annotated[int, Query(ge=0, le=2**53)]
 
 
@@ -108,15 +74,15 @@ def create_app(service: Service) -> FastAPI:
         if form.builder:
             who.require_builders()
         else:
-            who.require_admin()
+            who.require_leasing()
         key = request.headers.get("idempotency-key", "")
         if len(key) > 200:
             raise UsageError("Idempotency-Key is longer than 200 characters")
-        return await service.ask(form.request(), key and f"{who.name}:{key}")
+        return await service.ask(form.request(), key, who)
 
     @app.get("/v1/leases")
-    async def leases(service: Serve, who: Admin) -> list[LeaseJson]:
-        """Every open lease, oldest first."""
+    async def leases(service: Serve, who: Asker) -> list[LeaseJson]:
+        """Every open lease, or those that the caller asked for; oldest first."""
         return service.leases(who)
 
     @app.get("/v1/leases/{lease_id}")
@@ -161,7 +127,7 @@ def create_app(service: Service) -> FastAPI:
         service.end(lease_id, outcome, f"ended by {who.name}")
 
     @app.post("/v1/builders", status_code=201)
-    async def builder_create(form: BuilderForm, service: Serve, who: Admin) -> MadeBuilderJson:
+    async def builder_create(form: BuilderForm, service: Serve, who: Asker) -> MadeBuilderJson:
         """Make a builder for docker clients; `public_key` is its client's, where it has TLS."""
         return await service.make_builder(form, who)
 
@@ -172,20 +138,22 @@ def create_app(service: Service) -> FastAPI:
         since: str = "",
         wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0,
     ) -> BuildersJson:
-        """Every builder; with `since` and `wait_s`, as soon as the revision is another one."""
+        """Every builder, or the caller's own; with `since` and `wait_s`, as soon as the revision is
+        another one.
+        """
         if not who.builders:
-            who.require_admin()
-        return await service.builders.all(since, wait_s)
+            who.require_leasing()
+        return await service.builders.all(who, since, wait_s)
 
     @app.delete("/v1/builders/{name}", status_code=204)
-    async def builder_remove(name: str, service: Serve, who: Admin) -> None:
+    async def builder_remove(name: str, service: Serve, who: Asker) -> None:
         """Remove a builder: what is connected is cut, its certificate opens nothing any more."""
         service.remove_builder(name, who)
 
     @app.get("/v1/builds")
-    async def builds(service: Serve, _: Admin) -> list[BuildJson]:
-        """The last builds, youngest first."""
-        return service.builds()
+    async def builds(service: Serve, who: Asker) -> list[BuildJson]:
+        """The last builds, or those that the caller asked for; youngest first."""
+        return service.builds(who)
 
     @app.get("/v1/builds/{lease_id}")
     async def build(lease_id: str, service: Serve, _: Reader) -> BuildJson:
@@ -198,9 +166,9 @@ def create_app(service: Service) -> FastAPI:
         return await service.why(lease_id)
 
     @app.post("/v1/size")
-    async def size(form: SizeForm, service: Serve, _: Admin) -> SizingJson:
+    async def size(form: SizeForm, service: Serve, who: Asker) -> SizingJson:
         """What such a build would get now, and why; no lease is made."""
-        return await service.size(form.request())
+        return await service.size(form.request(), who)
 
     @app.get("/v1/builds/{lease_id}/usage")
     async def build_usage(lease_id: str, service: Serve, _: Reader) -> UsageJson:
@@ -247,13 +215,14 @@ def create_app(service: Service) -> FastAPI:
     ) -> TokenJson:
         """Docker's token protocol, with a Mayfly token as the password of Basic."""
         asked = docker.from_query(request.headers.get("authorization", ""), scope or [], service)
-        return _registry_token(serve, asked)
+        return await _registry_token(serve, asked)
 
     @app.post("/token")
     async def token_post(request: Request, service: Serve) -> TokenJson:
         """Docker's token protocol as an OAuth2 form (`password`, `refresh_token`)."""
-        return _registry_token(service, docker.from_form(await request.body()))
+        return await _registry_token(service, docker.from_form(await request.body()))
 
+    app.include_router(trust_routes.router)
     return app
 
 
@@ -280,9 +249,9 @@ class _Bounded:
         await self._app(scope, bounded, send)
 
 
-def _registry_token(service: Service, asked: docker.Asked) -> TokenJson:
+async def _registry_token(service: Service, asked: docker.Asked) -> TokenJson:
     try:
-        return service.registry_token(asked)
+        return await service.registry_token(asked)
     except NotFound as error:  # the credential's own lease
         raise Unauthenticated(error.message) from None
 

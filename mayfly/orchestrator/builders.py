@@ -15,13 +15,13 @@ from datetime import datetime
 from pathlib import Path
 
 from mayfly.config import Config
-from mayfly.errors import InfrastructureError, UsageError
+from mayfly.errors import Denied, InfrastructureError, UsageError
 from mayfly.model import Builder, BuildSpec, Lease, LeaseRequest
 from mayfly.orchestrator import states, views
 from mayfly.orchestrator.authority import Authority
 from mayfly.orchestrator.forms import BuilderForm
 from mayfly.orchestrator.trust import Principal
-from mayfly.store.builders import BuilderStore
+from mayfly.store.builders import BuilderStore, absent
 from mayfly.wire import BuilderJson, BuildersJson, MadeBuilderJson
 
 EVENT = "builder"
@@ -53,10 +53,17 @@ class Builders:
         self._revision = secrets.token_hex(8)
         self._changed = asyncio.Event()
 
-    def make(self, form: BuilderForm, who: Principal) -> MadeBuilderJson:
-        """A new builder, on disk. Raises `Conflict` for a name that is taken, and `UsageError` for
-        a key that is none, or for TLS where the farm serves none. The size has been looked at.
+    def make(self, form: BuilderForm, who: Principal, *, trusted: bool) -> MadeBuilderJson:
+        """A new builder, on disk; its leases have the rights of `who`.
+
+        Raises `Conflict` for a name that is taken, `Denied` for a pipeline's credential, which ends
+        before a builder does, and `UsageError` for a key that is none, or for TLS where the farm
+        serves none. Repo and size have been looked at.
         """
+        if not who.admin and (who.origin is None or who.origin.vouched is None):
+            raise Denied(
+                "a builder outlives this credential", hint="use a token of `mayfly token create`"
+            )
         if form.public_key and not self._config.builders.listen:
             raise UsageError(
                 "this farm serves no builders by TLS", hint="set builders.listen, or use a socket"
@@ -70,7 +77,7 @@ class Builders:
             size=form.size,
             linger_s=linger_s,
             principal=who.name,
-            trusted=True,
+            trusted=trusted,
             created_at=now,
             uid=form.uid,
             fingerprint=issued.fingerprint if issued else "",
@@ -84,13 +91,20 @@ class Builders:
             "ca": _ca(self._config.state) if issued else "",
         }
 
-    def remove(self, name: str) -> None:
-        """Forget a builder: its certificate opens nothing any more. Raises `NotFound`."""
+    def remove(self, name: str, who: Principal) -> None:
+        """Forget a builder: its certificate opens nothing any more.
+
+        Raises `NotFound`, also for one that is not the caller's, who is no administrator.
+        """
+        if not _sees(who, self._store.get(name)):
+            raise absent(name)
         self._store.remove(name)
         self._news()
 
-    async def all(self, since: str = "", wait_s: float = 0) -> BuildersJson:
-        """Every builder, as soon as the revision is not `since`, or after `wait_s` seconds."""
+    async def all(self, who: Principal, since: str = "", wait_s: float = 0) -> BuildersJson:
+        """Every builder that the caller may see, as soon as the revision is not `since`, or after
+        `wait_s` seconds.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while since == self._revision:
@@ -98,18 +112,18 @@ class Builders:
         return {
             "revision": self._revision,
             "authority": self._authority.pem,
-            "builders": [self._view(builder) for builder in self._store.all()],
+            "builders": [self._view(one) for one in self._store.all() if _sees(who, one)],
         }
 
-    def lease_of(self, request: LeaseRequest) -> tuple[LeaseRequest, bool]:
-        """What is leased for a request that names a builder, and whether it is trusted: the
-        record says it all but the key. Raises `NotFound`.
+    def lease_of(self, request: LeaseRequest) -> tuple[LeaseRequest, str]:
+        """What is leased for a request that names a builder, and the name of the principal who made
+        it: the record says it all but the key. Raises `NotFound`.
         """
         builder = self._store.get(request.builder)
         asked = replace(
             request, repo=builder.repo, size=builder.size, event=EVENT, spec=SPEC, grow=True
         )
-        return asked, builder.trusted
+        return asked, builder.principal
 
     def leases(self, name: str) -> tuple[Lease, ...]:
         """Its leases that have not ended, oldest first: one, or none."""
@@ -142,6 +156,10 @@ class Builders:
             "lease": lease.id if lease else None,
             "state": states.word(lease) if lease else IDLE,
         }
+
+
+def _sees(who: Principal, builder: Builder) -> bool:
+    return who.admin or who.builders or who.name == builder.principal
 
 
 def address(builder: Builder, config: Config) -> str:

@@ -20,7 +20,8 @@ from pydantic import (
 
 from mayfly.errors import UsageError
 from mayfly.model import LeaseRequest, Outcome
-from mayfly.registry.grants import check_repo
+from mayfly.orchestrator.trust.principal import PATTERN
+from mayfly.registry.grants import LONGEST_NAME, REPOSITORY, check_repo
 from mayfly.spec import SpecForm
 
 CLAIMABLE = frozenset(
@@ -51,6 +52,12 @@ def _repo(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _pattern(value: str) -> str:
+    if not PATTERN.fullmatch(value):
+        raise ValueError(f"{value!r} is no pattern of repos: write it as in team/app or team/*")
+    return value
+
+
 def _ssh_key(value: str) -> str:
     """The key without its comment: one line that authorizes exactly one key."""
     kind_and_key = " ".join(value.split()[:2])
@@ -77,6 +84,10 @@ Text = Annotated[str, StringConstraints(max_length=255, pattern=_TEXT)]
 Reason = Annotated[str, StringConstraints(max_length=1000, pattern=_TEXT)]
 Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[!-~]+$")]
+RepoPattern = Annotated[str, StringConstraints(max_length=200), AfterValidator(_pattern)]
+Repository = Annotated[
+    str, StringConstraints(max_length=LONGEST_NAME, pattern=f"^(?:{REPOSITORY.pattern})$")
+]
 Phase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,31}$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)]
 BuilderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
@@ -100,6 +111,7 @@ class LeaseForm(_Form):
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
     grow: bool = True
     spec: SpecForm | None = None
+    pushes: Annotated[tuple[Repository, ...], Field(max_length=64)] = ()
     builder: Text = ""
 
     def request(self) -> LeaseRequest:
@@ -138,6 +150,15 @@ class SizeForm(_Form):
         return LeaseRequest(
             **fields, ssh_public_key="", spec=self.spec.spec() if self.spec else None
         )
+
+
+class TokenForm(_Form):
+    """The body of `POST /v1/tokens`: a static token for builds of these repos."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
+    repos: Annotated[tuple[RepoPattern, ...], Field(min_length=1, max_length=64)]
+    trusted: bool = False
+    life_s: Annotated[float, Field(ge=60, le=10 * 366 * 86400)] | None = None
 
 
 class ReportForm(_Form):

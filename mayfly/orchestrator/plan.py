@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
-from mayfly.ladder import Share, share
+from mayfly.ladder import Share, share, up_to
 from mayfly.model import GIB, Desired, Lease, Load, Observed, Operation, Outcome, Runner
 from mayfly.orchestrator import retry, states, watch
 from mayfly.orchestrator.limits import Limits
@@ -185,9 +185,10 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
     """What to do now. `leases` are those not closed, oldest first.
 
     A lease that waits for room holds back all younger ones, so a large build is never overtaken
-    for ever by small ones.
+    for ever by small ones. One that waits for its turn (`Terms.alone`) holds back nobody.
     """
     actions: list[Action] = []
+    alone: set[tuple[str, str]] = set()
     taken, there = used(leases, facts, limits), available(facts, limits)
     waiting = False
     for lease in leases:
@@ -196,6 +197,12 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
             actions.append(ending)
             continue
         rule = rule_of(lease)
+        place = lease.request.repo, lease.terms.slot
+        in_turn = not lease.terms.alone or place not in alone
+        if states.is_running(lease):
+            alone.add(place)
+        if rule is Rule.QUEUE and not in_turn:
+            continue
         if rule is Rule.QUEUE:
             more = share(lease.size) - _held(lease)
             if (lease.earlier or not waiting) and (taken + more).within(there):
@@ -229,7 +236,8 @@ def _relief(
     load: Load, lease: Lease, free_bytes: int, waiting: bool, facts: Facts, limits: Limits
 ) -> Grow | Tell | OutOfMemory | None:
     """What is done about a runner that runs short, if it does."""
-    pool = watch.Pool(max(0, free_bytes), waiting, limits.sizes, limits.grow)
+    sizes = up_to(limits.sizes, lease.terms.largest)
+    pool = watch.Pool(max(0, free_bytes), waiting, sizes, limits.grow)
     match watch.decide(load, lease, pool, facts.now):
         case watch.Grow(more_bytes):
             return Grow(lease, more_bytes)
@@ -377,6 +385,8 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
     queue_end = lease.began_at + timedelta(seconds=limits.queue_timeout_s)
     if rule is Rule.QUEUE and now >= queue_end:
         full = f"no room in the pool for {_minutes(limits.queue_timeout_s)}"
+        if lease.terms.alone:
+            full += ", or builds of the same source that have to end first"
         return End(lease, Outcome.QUEUE_TIMEOUT, full)
     if rule is Rule.CREATE and now >= queue_end + timedelta(seconds=limits.create_timeout_s):
         slow = f"no runner was ready within {_minutes(limits.create_timeout_s)}"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 
+from mayfly.ladder import up_to
 from mayfly.model import GIB, Lease, Outcome, Size
 from mayfly.orchestrator import states
 from mayfly.orchestrator.limits import Limits
@@ -36,11 +37,11 @@ FAULTS = frozenset({Outcome.FAILED, Outcome.INFRASTRUCTURE, Outcome.NOT_PUBLISHE
 
 def next_size(lease: Lease, limits: Limits) -> Size | None:
     """The smallest rung that this machine holds, with more memory than the runner was granted and
-    no less of anything else; None when there is none."""
+    no less of anything else, as far as its terms go; None when there is none."""
     had, granted = lease.size, lease.size.memory_bytes + lease.grown_bytes
     larger = (
         size
-        for size in limits.fitting
+        for size in up_to(limits.fitting, lease.terms.largest)
         if size.memory_bytes > granted
         and size.cpus >= had.cpus
         and size.disk_bytes >= had.disk_bytes
@@ -57,6 +58,8 @@ def refusal(lease: Lease, limits: Limits, now: datetime) -> str:
     if kills >= limits.max_oom_retries:
         return f"it has had {lease.attempt} attempt{'s' if lease.attempt > 1 else ''}"
     if next_size(lease, limits) is None:
+        if lease.terms.largest:
+            return f"builds that are not trusted get {lease.terms.largest} at most"
         return "this machine holds no larger size"
     return "" if _has_time(lease, now) else "its time budget is used up"
 

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from mayfly.config import Config, LeaseOptions
-from mayfly.errors import Conflict, InfrastructureError, Unauthenticated
+from mayfly.errors import Conflict, Denied, InfrastructureError, NotFound, TooBig, Unauthenticated
+from mayfly.ladder import up_to
 from mayfly.model import (
     GIB,
     BuildSpec,
@@ -31,15 +32,17 @@ from mayfly.orchestrator import docker, plan, retry, states, views, watch
 from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.evidence import EvidenceFiles
-from mayfly.orchestrator.forms import BuilderForm, ReportForm
+from mayfly.orchestrator.forms import BuilderForm, ReportForm, TokenForm
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.reconcile import Reconciler
 from mayfly.orchestrator.sizing import explain
+from mayfly.orchestrator.sizing.decide import Decision as SizeDecision
 from mayfly.orchestrator.sizing.records import Records
-from mayfly.orchestrator.trust import Principal, Trust
+from mayfly.orchestrator.trust import Principal, Trust, covers, policy
+from mayfly.orchestrator.trust import static as static_tokens
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
 from mayfly.usage import Evidence, needs
@@ -50,6 +53,7 @@ from mayfly.wire import (
     BuildJson,
     LeaseJson,
     MadeBuilderJson,
+    NewTokenJson,
     SizingJson,
     StatusJson,
     TokenJson,
@@ -60,12 +64,15 @@ from mayfly.wire import (
 
 LONGEST_WAIT_S = 25.0
 KEEP_ALIVE_S = 10.0
-BUILDS_SHOWN = 100
+BUILDS_SHOWN, BUILDS_SEARCHED = 100, 1000
 ABOUT_S = 3.0
 """How long the status waits for the machine's side, which may hang."""
 
 PAGE_LIFE = timedelta(days=1)
 """How much longer than the lease the address of its page is good."""
+
+_MORE = "more than builds get that are not trusted"
+_RAISE = "the farm's operator can raise trust.untrusted_size"
 
 FOLLOW_S = 0.5
 """How often a log that is followed is looked at."""
@@ -103,7 +110,7 @@ class Service:
         self._limits = limits
         self._ledger = ledger
         self._reconciler = reconciler
-        self._trust = trust
+        self.trust = trust
         self._signer = signer
         self._logs = logs
         self._evidence = evidence
@@ -114,22 +121,37 @@ class Service:
         self.builders = builders
         self._new_id = new_id
 
-    def verify(self, credential: str) -> Principal:
+    async def verify(self, credential: str) -> Principal:
         """Who is asking. Raises `Unauthenticated`."""
-        return self._trust.verify(credential, self._clock())
+        return await self.trust.verify(credential, self._clock())
 
-    async def ask(self, request: LeaseRequest, key: str) -> AskedJson:
+    def require(self, lease_id: str, who: Principal, *, reading: bool = False) -> None:
+        """Raises `Denied` unless the caller is the administrator, the lease's holder, or the one
+        who asked for it; to read a build, the token of its page will do.
+        """
+        if who.admin or lease_id in (who.lease, who.reads if reading else ""):
+            return
+        if who.origin is not None:
+            with suppress(NotFound):
+                if self._ledger.get(lease_id).terms.principal == who.name:
+                    return
+        raise Denied("this token belongs to another lease")
+
+    async def ask(self, asked_for: LeaseRequest, key: str, who: Principal) -> AskedJson:
         """A new lease, on disk before this returns; or the one that `key` made before.
 
-        Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Conflict` for a key that
-        was used with another request. An empty key makes a new lease each time. A request for a
-        builder gets what its record says, and ends the lease that it had: one builder is one
-        runner. Raises `NotFound` when there is no such builder.
+        Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Denied` for what the
+        principal may not, `Conflict` for a key that was used with another request. An empty key
+        makes a new lease each time. A request for a builder gets what its record says, with the
+        rights of whoever made it, and ends the lease that it had: one builder is one runner. Raises
+        `NotFound` when there is no such builder.
         """
-        trusted = True
-        if request.builder:
-            request, trusted = self.builders.lease_of(request)
-        decision = await self._records.decide(request)
+        if asked_for.builder:
+            asked_for, maker = self.builders.lease_of(asked_for)
+            who = self.trust.named(maker, self._clock())
+        terms = self._terms(asked_for, who)
+        request = terms.request
+        decision = await self._sized(request, terms.terms.largest)
         now = self._clock()
         asked = Lease(
             id=self._new_id(),
@@ -141,15 +163,17 @@ class Service:
             attempt=1,
             created_at=now,
             expires_at=now + timedelta(seconds=self._limits.grace_s),
-            budget_s=budget_s(request.spec, self._config.lease),
-            trusted=trusted,
+            budget_s=budget_s(request.spec, self._config.lease, terms.budget_min),
+            trusted=terms.trusted,
+            terms=terms.terms,
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
+        key = key and f"{who.name}:{key}"
         lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
         if lease is asked:
             self._end_others(lease)
             self._records.decided(lease, decision)
-            for line in (*explain.remarks(decision), *shortened(lease)):
+            for line in (*apart(lease), *explain.remarks(decision), *shortened(lease)):
                 self._ledger.tell(lease.id, line)
         end = token_end(lease, self._limits)
         return views.asked(
@@ -166,13 +190,14 @@ class Service:
                 self.end(other.id, Outcome.TERMINATED, f"builder {name} asked for another runner")
 
     async def make_builder(self, form: BuilderForm, who: Principal) -> MadeBuilderJson:
-        """A new builder. Raises for its size as `ask` does, else as `Builders.make`."""
-        await self._records.decide(LeaseRequest(form.repo, "", form.size))
-        return self.builders.make(form, who)
+        """A new builder. Raises as `ask` does, else as `Builders.make`."""
+        terms = self._terms(LeaseRequest(form.repo, "", form.size), who)
+        await self._sized(terms.request, terms.terms.largest)
+        return self.builders.make(form, who, trusted=terms.trusted)
 
     def remove_builder(self, name: str, who: Principal) -> None:
-        """Forget a builder and end its lease. Raises `NotFound`."""
-        self.builders.remove(name)
+        """Forget a builder and end its lease. Raises `NotFound`, also for somebody else's."""
+        self.builders.remove(name, who)
         for lease in self.builders.leases(name):
             self.end(lease.id, Outcome.CANCELLED, f"builder {name} was removed by {who.name}")
 
@@ -184,9 +209,47 @@ class Service:
                     await news.get()
         return self._view(self._ledger.get(lease_id), who)
 
+    def _terms(self, request: LeaseRequest, who: Principal) -> policy.Decision:
+        """The terms for a request. Raises `Denied`.
+
+        A commit that this shows to be on a trusted branch is remembered, for a tag on it.
+        """
+        options, largest = self._config.trust, self._config.untrusted_size.name
+        seen = self.trust.seen(who.origin)
+        terms = policy.decide(who, request, options, largest, seen=seen)
+        if who.origin is not None and not seen and policy.proves_commit(who.origin, options):
+            self.trust.store.see(who.origin.repo, who.origin.commit, self._clock())
+        return terms
+
+    def give_token(self, form: TokenForm) -> NewTokenJson:
+        """A new static token. Raises `Conflict` for a name that is taken."""
+        token, one = static_tokens.create(
+            self.trust.store,
+            form.name,
+            form.repos,
+            trusted=form.trusted,
+            life_s=form.life_s,
+            now=self._clock(),
+        )
+        return {**views.given(one), "token": token}
+
+    async def _sized(self, request: LeaseRequest, largest: str) -> SizeDecision:
+        """The size for a request, none larger than `largest`. Raises as `ask` does."""
+        names = [size.name for size in self._limits.sizes]
+        allowed = [size.name for size in up_to(self._limits.sizes, largest)]
+        if request.size in names and request.size not in allowed:
+            raise TooBig(f"size {request.size} is {_MORE} ({largest} at most)", hint=_RAISE)
+        try:
+            return await self._records.decide(request, largest)
+        except TooBig as error:
+            if len(allowed) == len(names):
+                raise
+            told = f"{error.message}; builds that are not trusted get {largest} at most"
+            raise TooBig(told, hint=_RAISE) from None
+
     def leases(self, who: Principal) -> list[LeaseJson]:
-        """Every open lease, oldest first."""
-        return [self._view(lease, who) for lease in self._ledger.open()]
+        """Every open lease that the caller may see, oldest first."""
+        return [self._view(lease, who) for lease in self._ledger.open() if _sees(who, lease)]
 
     async def events(self, lease_id: str) -> AsyncIterator[Event | None]:
         """The state and the progress lines so far, then news until the lease is closed.
@@ -284,9 +347,11 @@ class Service:
         now = self._clock()
         self._ledger.change(lease_id, lambda row: states.ended(row, outcome, reason, now))
 
-    def builds(self) -> list[BuildJson]:
-        """The last builds, youngest first."""
-        return [views.build(row, self._config) for row in self._ledger.recent(BUILDS_SHOWN)]
+    def builds(self, who: Principal) -> list[BuildJson]:
+        """The last builds that the caller may see, youngest first."""
+        rows = self._ledger.recent(BUILDS_SHOWN if who.admin else BUILDS_SEARCHED)
+        seen = [row for row in rows if _sees(who, row)][:BUILDS_SHOWN]
+        return [views.build(row, self._config) for row in seen]
 
     def build(self, build_id: str) -> BuildJson:
         """One build, however old."""
@@ -296,9 +361,10 @@ class Service:
         """Why the build had its size, and what its attempts took."""
         return await self._records.why(self._ledger.get(build_id))
 
-    async def size(self, request: LeaseRequest) -> SizingJson:
+    async def size(self, asked_for: LeaseRequest, who: Principal) -> SizingJson:
         """What such a request would get now, and why. Raises as `ask` does."""
-        return explain.as_json(await self._records.decide(request))
+        terms = self._terms(asked_for, who)
+        return explain.as_json(await self._sized(terms.request, terms.terms.largest))
 
     def usage(self, build_id: str) -> UsageJson:
         """What a build has used, as its runner's side saw it, as far as that is known now."""
@@ -344,27 +410,34 @@ class Service:
         """Prometheus' text format."""
         return self._metrics.render(self._ledger.open())
 
-    def registry_token(self, asked: docker.Asked) -> TokenJson:
+    async def registry_token(self, asked: docker.Asked) -> TokenJson:
         """A token for as much of what was asked as the credential allows.
 
         That of a lease's holder is its runner's: it dies with the deadline, and is refused by the
-        edge once the runner is gone. So does one that is asked for at a runner's own door, whoever
-        asks: it is for that runner, and for nothing that its lease may not do. Raises
+        edge once the runner is gone. So does one that is asked for at a runner's own door, by whom
+        it serves: it is for that runner, and for nothing that its lease may not do. Who may ask for
+        leases of a repo may pull its images. Raises
         `Unauthenticated` for a wrong credential, and for a lease that has no runner now.
         """
         now = self._clock()
-        who = self._trust.verify(asked.credential, now)
+        who = await self.trust.verify(asked.credential, now)
         end = now + timedelta(seconds=REGISTRY_TOKEN_S)
         if who.admin and not asked.runner:
             access = grants.intersect(asked.scopes, grants.EVERYTHING)
             token = self._signer.registry_token(who.name, access, now=now)
+        elif (who.origin is not None or who.pulls) and not asked.runner:
+            access = grants.intersect(asked.scopes, pullable(who, asked.scopes))
+            token = self._signer.registry_token(who.name, access, now=now)
+        elif not who.lease and not asked.runner:
+            raise Unauthenticated("this token opens nothing in the registry")
         else:
-            lease = self._ledger.get(asked.runner.partition("-")[0] if who.admin else who.lease)
-            another = who.admin and lease.runner != asked.runner
-            if not states.is_ready(lease) or lease.deadline is None or another:
+            lease = self._ledger.get(who.lease or asked.runner.partition("-")[0])
+            if not who.lease and not (lease.runner == asked.runner and _serves(lease, who)):
+                raise Unauthenticated("this token opens nothing at this runner's door")
+            if not states.is_ready(lease) or lease.deadline is None:
                 raise Unauthenticated(f"lease {lease.id} has no runner now")
             end = min(end, lease.deadline)
-            access = grants.intersect(asked.scopes, grants.for_lease(lease.request.repo))
+            access = grants.intersect(asked.scopes, _granted(lease))
             token = self._signer.runner_token(
                 lease.id, lease.attempt, access, deadline=end, now=now
             )
@@ -379,18 +452,64 @@ class Service:
         if states.is_queued(lease):
             position = plan.queue(self._ledger.open()).get(lease.id)
         if who.lease == lease.id and states.is_ready(lease) and lease.deadline:
-            access = grants.for_lease(lease.request.repo)
             token = self._signer.runner_token(
-                lease.id, lease.attempt, access, deadline=lease.deadline, now=self._clock()
+                lease.id,
+                lease.attempt,
+                _granted(lease),
+                deadline=lease.deadline,
+                now=self._clock(),
             )
         return views.lease(lease, self._config, position=position, runner_token=token)
 
 
-def budget_s(spec: BuildSpec | None, options: LeaseOptions) -> float:
-    """Seconds that a build may take: what its spec asks for, as far as that is allowed."""
-    if spec is None or spec.time_budget_min is None:
-        return options.budget_min * 60
-    return 60 * min(spec.time_budget_min, max(options.max_budget_min, options.budget_min))
+def budget_s(spec: BuildSpec | None, options: LeaseOptions, most_min: float = 0) -> float:
+    """Seconds that a build may take: what its spec asks for, as far as that is allowed.
+
+    `most_min` is its terms' limit in minutes; 0: none.
+    """
+    asked = options.budget_min
+    if spec is not None and spec.time_budget_min is not None:
+        asked = min(spec.time_budget_min, max(options.max_budget_min, options.budget_min))
+    return 60 * (min(asked, most_min) if most_min else asked)
+
+
+def apart(lease: Lease) -> Iterable[str]:
+    """What to tell whose build is not trusted."""
+    if not lease.trusted:
+        images = " or ".join(grants.image_names(lease.request.repo, lease.terms.slot))
+        yield (
+            f"this build is not trusted: {lease.terms.why}. It pushes to {images} only, writes a "
+            f"cache of its own, and has {lease.budget_s / 60:g} min"
+        )
+
+
+def pullable(who: Principal, scopes: Iterable[grants.Access]) -> tuple[grants.Access, ...]:
+    """What a principal without a lease may pull, of what is asked for: the images of its repos."""
+    if who.pulls:
+        return grants.for_pulling(who.pulls, who.pulls_slot)
+    if who.origin is None:
+        return ()
+    repos = {grants.owner_of(scope.name) for scope in scopes} - {""}
+    mine = [repo for repo in sorted(repos) if covers(who.origin.repos, repo)]
+    return tuple(grant for repo in mine for grant in grants.for_pulling(repo))
+
+
+def _granted(lease: Lease) -> tuple[grants.Access, ...]:
+    return grants.for_lease(lease.request.repo, lease.terms.slot)
+
+
+def _serves(lease: Lease, who: Principal) -> bool:
+    """Whether who logs in at the door of the lease's runner may do there what the lease may: the
+    administrator, whoever it was granted to, and who is trusted with its repo anyway.
+    """
+    if who.admin or (who.origin is not None and lease.terms.principal == who.name):
+        return True
+    trusted = who.origin is not None and who.origin.vouched is True
+    return trusted and covers(who.origin.repos, lease.request.repo) if who.origin else False
+
+
+def _sees(who: Principal, lease: Lease) -> bool:
+    return who.admin or (who.origin is not None and lease.terms.principal == who.name)
 
 
 def shortened(lease: Lease) -> Iterable[str]:
@@ -398,8 +517,8 @@ def shortened(lease: Lease) -> Iterable[str]:
     wanted = lease.request.spec.time_budget_min if lease.request.spec else None
     if wanted is not None and lease.budget_s < wanted * 60:
         yield (
-            f"the time budget is {lease.budget_s / 60:g} min, this farm's longest: the build "
-            f"spec asks for {wanted:g}"
+            f"the time budget is {lease.budget_s / 60:g} min, the longest that it may have: the "
+            f"build spec asks for {wanted:g}"
         )
 
 

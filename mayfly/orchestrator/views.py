@@ -11,11 +11,14 @@ from mayfly.config import Config
 from mayfly.model import OUTCOME_EXIT, Attempt, Lease, Size
 from mayfly.orchestrator import page, plan, states
 from mayfly.orchestrator.limits import Limits
+from mayfly.registry import grants
+from mayfly.store.trust import Given
 from mayfly.usage import Evidence, Need, needs
 from mayfly.wire import (
     AskedJson,
     AttemptJson,
     BuildJson,
+    GivenJson,
     GoldenJson,
     LeaseJson,
     PointJson,
@@ -24,6 +27,7 @@ from mayfly.wire import (
     SizeJson,
     StatusJson,
     StepJson,
+    TermsJson,
     UsageJson,
 )
 
@@ -76,6 +80,33 @@ def lease(
         "timings_s": dict(lease.timings_s),
         "relay_url": relay_url(config),
         "runner": runner,
+        "terms": terms(lease),
+    }
+
+
+def given(one: Given) -> GivenJson:
+    """A static token, without what opens anything."""
+    return {
+        "name": one.name,
+        "repos": list(one.repos),
+        "trusted": one.trusted,
+        "created_at": time(one.created_at),
+        "expires_at": _maybe(one.expires_at),
+    }
+
+
+def terms(lease: Lease) -> TermsJson:
+    """On which terms the lease was granted, and what follows for names."""
+    over = lease.terms
+    return {
+        "principal": over.principal,
+        "trusted": lease.trusted,
+        "why": over.why,
+        "slot": over.slot,
+        "images": list(grants.image_names(lease.request.repo, over.slot)),
+        "cache_to": grants.TRUSTED if lease.trusted else grants.UNTRUSTED,
+        "cache_from": [grants.TRUSTED] if lease.trusted else [grants.UNTRUSTED, grants.TRUSTED],
+        "largest": over.largest or None,
     }
 
 

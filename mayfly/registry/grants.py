@@ -1,7 +1,8 @@
 """What a token allows in the registry. Pure: names and actions in, names and actions out.
 
 A *grant* is an `Access` whose name may be a pattern: `NAME` (that repository), `NAME/*` (those
-whose names have exactly one part more) or `*` (every repository). A *request* is an `Access` whose
+whose names have exactly one part more), `NAME/START*` (of those, the ones that begin so) or `*`
+(every repository). A *request* is an `Access` whose
 name is taken literally, so that asking for a pattern gets nothing.
 """
 
@@ -24,6 +25,9 @@ LONGEST_REPO, LONGEST_NAME = 200, 255
 
 RESERVED = frozenset({"base", "mayfly", "pr"})
 """First parts of `images/…` that are not anybody's repo."""
+
+TRUSTED, UNTRUSTED = "trusted", "untrusted"
+"""The zones of the layer cache: who may write where is what a build's trust is about."""
 
 PULL, PUSH, DELETE = "pull", "push", "delete"
 
@@ -76,29 +80,66 @@ def check_repo(repo: str) -> str:
     return repo
 
 
-def for_lease(repo: str) -> tuple[Access, ...]:
-    """What a trusted lease of `repo` may do. Raises `UsageError` as `check_repo` does.
+def for_lease(repo: str, slot: str = "") -> tuple[Access, ...]:
+    """What a lease of `repo` may do: a trusted one, or with a `slot` one that is not.
 
-    No two repos share a name that either may write: of `images/…` a repo `OWNER/NAME` has its own
-    name and one part below it, `OWNER` alone only its own name (below it are the owner's repos),
-    and a longer repo only what is one part below it (its own name is its parent's to write).
+    Raises `UsageError` as `check_repo` does. What is not trusted reads what the repo's trusted
+    builds made, and writes `images/pr/<repo>/<slot>` and `cache/untrusted/<repo>/<slot>__…`, which
+    nobody else writes or reads. No two repos share a name that either may write: of `images/…` a
+    repo `OWNER/NAME` has its own name and one part below it, `OWNER` alone only its own name (below
+    it are the owner's repos), and a longer repo only what is one part below it (its own name is its
+    parent's to write).
     """
     check_repo(repo)
-    both, depth = frozenset({PULL, PUSH}), repo.count("/") + 1
-    own = (Access(f"images/{repo}", both),) if depth <= 2 else ()
-    below = (Access(f"images/{repo}/*", both),) if depth >= 2 else ()
+    both, pull, depth = frozenset({PULL, PUSH}), frozenset({PULL}), repo.count("/") + 1
+    mine = pull if slot else both
+    own = (Access(f"images/{repo}", mine),) if depth <= 2 else ()
+    below = (Access(f"images/{repo}/*", mine),) if depth >= 2 else ()
+    apart = (
+        Access(f"images/pr/{repo}/{slot}", both),
+        Access(f"cache/untrusted/{repo}/{slot}__*", both),
+    )
     return (
         *own,
         *below,
-        Access("images/base/*", frozenset({PULL})),
-        Access(f"cache/trusted/{repo}/*", both),
+        Access("images/base/*", pull),
+        Access(f"cache/trusted/{repo}/*", mine),
+        *(apart if slot else ()),
     )
 
 
-def image_names(repo: str) -> tuple[str, ...]:
+def for_pulling(repo: str, slot: str = "") -> tuple[Access, ...]:
+    """What the later steps of a pipeline of `repo` may pull: its images, and Mayfly's own.
+
+    With a `slot` also the images of that slot. Raises `UsageError` as `check_repo` does.
+    """
+    pull = frozenset({PULL})
+    images = [g for g in for_lease(repo, slot) if g.name.startswith("images/")]
+    return (*(Access(g.name, pull) for g in images), Access("images/mayfly/*", pull))
+
+
+def owner_of(image: str) -> str:
+    """The repo that writes the repository `image` (`images/…`); empty where that is nobody's.
+
+    It is the inverse of what `for_lease` grants a trusted lease.
+    """
+    front, _, name = image.partition("/")
+    parts = name.split("/")
+    if front != "images" or not is_repository(image) or parts[0] in RESERVED:
+        return ""
+    return name if len(parts) <= 2 else "/".join(parts[:-1])
+
+
+def image_names(repo: str, slot: str = "") -> tuple[str, ...]:
     """Where a lease of `repo` may push images, for people: `NAME` stands for any one part."""
-    writable = (grant.name for grant in for_lease(repo) if PUSH in grant.actions)
+    writable = (grant.name for grant in for_lease(repo, slot) if PUSH in grant.actions)
     return tuple(name.replace("*", "NAME") for name in writable if name.startswith("images/"))
+
+
+def may_be_named(repo: str, image: str) -> bool:
+    """Whether a build of `repo` may push to the repository `image` on some terms."""
+    apart = image.rpartition("/")[0] == f"images/pr/{repo}" and is_repository(image)
+    return apart or allows(for_lease(repo), Access(image, frozenset({PUSH})))
 
 
 def allows(granted: Iterable[Access], request: Access) -> bool:
@@ -131,7 +172,11 @@ def _actions(granted: Iterable[Access], request: Access) -> frozenset[str]:
 def _covers(pattern: str, name: str) -> bool:
     if pattern == "*" or pattern == name:
         return True
-    return pattern.endswith("/*") and name.rpartition("/")[0] == pattern[:-2]
+    if not pattern.endswith("*") or "/" not in pattern:
+        return False
+    folder, _, start = pattern[:-1].rpartition("/")
+    above, _, last = name.rpartition("/")
+    return above == folder and last.startswith(start)
 
 
 def parse_scope(text: str) -> tuple[Access, ...]:

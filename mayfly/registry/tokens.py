@@ -4,6 +4,8 @@
 | --- | --- | --- | --- |
 | lease token | orchestrator | `mayfly-api` | the holder of lease `sub` |
 | page token | orchestrator | `mayfly-page` | may read build `sub`: its row and its log |
+| ticket | orchestrator | `mayfly-ticket` | a pipeline, which may ask for leases: its `origin` |
+| pull ticket | orchestrator | `mayfly-pull` | a pipeline, whose later steps pull: its `origin` |
 | runner token | orchestrator | `mayfly-edge` | one runner: its relay, its `access` at the gateway |
 | registry token | orchestrator | `mayfly-edge` | a person's docker client: `access` for 5 minutes |
 | gateway token | edge | `mayfly-registry` | what one request needs; only distribution reads it |
@@ -17,8 +19,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,6 +35,7 @@ from mayfly.registry.grants import Access
 ALGORITHM = "ES256"
 ISSUER, GATEWAY_ISSUER = "mayfly", "mayfly-gateway"
 API, PAGE, EDGE, REGISTRY = "mayfly-api", "mayfly-page", "mayfly-edge", "mayfly-registry"
+TICKET, PULL = "mayfly-ticket", "mayfly-pull"
 REGISTRY_TOKEN_S, GATEWAY_TOKEN_S = 300, 120
 
 
@@ -54,13 +57,16 @@ def runner_of(service: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a verified token says. `lease` is empty where the token is not a runner's."""
+    """What a verified token says. `lease` is empty where the token is not a runner's, `origin`
+    where it is no ticket.
+    """
 
     subject: str
     expires_at: datetime
     access: tuple[Access, ...] = ()
     lease: str = ""
     attempt: int = 0
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def audience(token: str) -> str:
@@ -135,6 +141,19 @@ class Signer:
         subject = f"{lease}-{attempt}"
         return self._sign(EDGE, subject, deadline, now, access, lease=lease, attempt=attempt)
 
+    def ticket(
+        self,
+        principal: str,
+        origin: Mapping[str, Any],
+        *,
+        expires_at: datetime,
+        now: datetime,
+        pulling: bool = False,
+    ) -> str:
+        """For a pipeline: to ask for leases, or to pull what it has built."""
+        audience = PULL if pulling else TICKET
+        return self._sign(audience, principal, expires_at, now, origin=dict(origin))
+
     def registry_token(self, principal: str, access: Iterable[Access], *, now: datetime) -> str:
         """What `/token` answers a docker client; lives `REGISTRY_TOKEN_S` seconds."""
         return self._sign(EDGE, principal, now + timedelta(seconds=REGISTRY_TOKEN_S), now, access)
@@ -203,6 +222,7 @@ class Verifier:
                 access=grants.from_claims(payload.get("access", [])),
                 lease=str(payload.get("lease", "")),
                 attempt=int(payload.get("attempt", 0)),
+                origin=dict(payload.get("origin", {})),
             )
         except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError) as error:
             raise Unauthenticated(f"the token is not valid here: {error}") from None

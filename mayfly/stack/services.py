@@ -97,6 +97,12 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
     base |= {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "MAYFLY_CACHE": str(config.cache)}
     base |= {"MAYFLY_CONFIG": str(settings), "MAYFLY_STATE": str(config.state)}
     run = config.run
+    secret = {
+        "MAYFLY_METRICS__PASSWORD": config.metrics.password,
+        "MAYFLY_WOODPECKER__TOKEN": config.woodpecker.token,
+    }
+    secret = {name: json.dumps(value) for name, value in secret.items() if value}
+    authorities = tuple(Path(issuer.ca) for issuer in config.oidc.values() if issuer.ca)
 
     services = [] if registry is None else _registry(config, registry, base, python, code, version)
     # Where the bucket is, and none of its keys: see `mayfly.edge.app.Edge`.
@@ -134,8 +140,8 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             argv=(*python, "mayfly.orchestrator"),
             uid=users.ORCHESTRATOR,
             cwd=config.state / "orchestrator",
-            env=base,
-            needs=code,
+            env={**base, **secret},
+            needs=(*code, *authorities),
             ready=Probe(run / "api" / "orchestrator.sock", "/healthz", frozenset({200})),
             version=version,
         ),

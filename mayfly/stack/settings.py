@@ -10,8 +10,12 @@ from typing import Any
 from mayfly.config import Config
 from mayfly.stack.files import PUBLIC, place
 
-SECRETS = {"access_key", "secret_key"}
-"""Options of `[s3]`; the programs that need them get them in another way."""
+SECRETS = {
+    "s3": {"access_key", "secret_key"},
+    "metrics": {"password"},
+    "woodpecker": {"token"},
+}
+"""Options by section; the programs that need them get them in their environment."""
 
 
 def file(config: Config) -> Path:
@@ -21,7 +25,7 @@ def file(config: Config) -> Path:
 
 def write(config: Config) -> Path:
     """Write the file; `MAYFLY_CONFIG` names it to every program. Raises `OSError`."""
-    data = config.model_dump(mode="json", exclude={"s3": SECRETS})
+    data = config.model_dump(mode="json", exclude=SECRETS)
     place(file(config), "\n".join(_lines(data)).encode() + b"\n", mode=PUBLIC)
     return file(config)
 

@@ -53,9 +53,7 @@ class BuilderStore:
         try:
             return self._all[name]
         except KeyError:
-            raise NotFound(
-                f"there is no builder {name!r}", hint="see `mayfly builder ls`"
-            ) from None
+            raise absent(name) from None
 
     def add(self, builder: Builder) -> None:
         """Write a new builder. Raises `Conflict` when there is one of its name."""
@@ -95,6 +93,11 @@ class BuilderStore:
             yield
         except sqlite3.Error as error:
             raise InfrastructureError(f"builder store {self._path}: {error}") from error
+
+
+def absent(name: str) -> NotFound:
+    """What is raised for a builder that there is not, or not for whoever asks."""
+    return NotFound(f"there is no builder {name!r}", hint="see `mayfly builder ls`")
 
 
 def _text(builder: Builder) -> str:

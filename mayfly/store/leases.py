@@ -34,11 +34,12 @@ from mayfly.model import (
     Operation,
     Outcome,
     Size,
+    Terms,
     Usage,
 )
 from mayfly.store.ballast import Ballast
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _CLOSED = "desired = 'ended' AND observed = 'absent' AND operation = 'none'"
 
@@ -69,7 +70,8 @@ CREATE TABLE leases (
     trusted INTEGER NOT NULL,
     grown_bytes INTEGER NOT NULL,
     usage TEXT,
-    earlier TEXT NOT NULL
+    earlier TEXT NOT NULL,
+    terms TEXT NOT NULL
 ) STRICT;
 CREATE INDEX leases_open ON leases (seq) WHERE NOT ({_CLOSED});
 CREATE TABLE idempotency (
@@ -88,10 +90,18 @@ UPDATE schema_version SET version = 2;
 """
 """What makes a file of version 1 one of version 2. Runners that live are leased as before."""
 
+_FROM_2 = """
+ALTER TABLE leases ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
+UPDATE schema_version SET version = 3;
+"""
+"""What makes a file of version 2 one of version 3: what there was, the administrator asked for."""
+
+_STEPS = {1: _FROM_1, 2: _FROM_2}
+
 _COLUMNS = (
     "id, request, size, desired, observed, operation, attempt, created_at, expires_at, budget_s,"
     " ready_at, deadline, ended_at, outcome, reason, digest, images, ssh_host_key, timings_s,"
-    " trusted, grown_bytes, usage, earlier"
+    " trusted, grown_bytes, usage, earlier, terms"
 )
 _NAMES = _COLUMNS.replace(" ", "").split(",")
 _INSERT = f"INSERT INTO leases ({_COLUMNS}) VALUES ({', '.join(f':{n}' for n in _NAMES)})"
@@ -216,14 +226,16 @@ class LeaseStore:
         if not names:
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             return
-        found: int | str = "none"
+        found = 0
         if "schema_version" in names:
             found = self._db.execute("SELECT version FROM schema_version").fetchone()["version"]
-        if found == 1:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} COMMIT;")
-        elif found != SCHEMA_VERSION:
+        while found in _STEPS:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_STEPS[found]} COMMIT;")
+            found += 1
+        if found != SCHEMA_VERSION:
+            wrote = f"has schema version {found or 'none'}"
             raise Conflict(
-                f"{self._path} has schema version {found}, this Mayfly speaks {SCHEMA_VERSION}",
+                f"{self._path} {wrote}, this Mayfly speaks {SCHEMA_VERSION}",
                 hint="use the version that wrote it, or move the file away",
             )
 
@@ -278,12 +290,14 @@ def _row(lease: Lease) -> dict[str, Any]:
         "grown_bytes": lease.grown_bytes,
         "usage": json.dumps(asdict(lease.usage)) if lease.usage else None,
         "earlier": json.dumps([asdict(attempt) for attempt in lease.earlier], default=_text),
+        "terms": json.dumps(asdict(lease.terms)),
     }
 
 
 def _lease(row: sqlite3.Row) -> Lease:
     request = json.loads(row["request"])
     request["languages"] = tuple(request["languages"])
+    request["pushes"] = tuple(request.get("pushes", ()))
     if (spec := request.get("spec")) is not None:
         request["spec"] = BuildSpec(**spec | {"cache_keys": tuple(spec["cache_keys"])})
     return Lease(
@@ -310,6 +324,7 @@ def _lease(row: sqlite3.Row) -> Lease:
         grown_bytes=row["grown_bytes"],
         usage=Usage(**json.loads(row["usage"])) if row["usage"] else None,
         earlier=tuple(_attempt(attempt) for attempt in json.loads(row["earlier"])),
+        terms=Terms(**json.loads(row["terms"])),
     )
 
 

@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from mayfly.build import args, buildx, cache
 from mayfly.registry import grants
+from mayfly.wire import TermsJson
 
 HOST = "registry.mayfly.internal:5000"
 
@@ -69,6 +70,71 @@ def test_other_cache_keys_are_another_cache() -> None:
     assert all(grants.is_repository(name.partition("/")[2]) for name in different)
     elsewhere = {where(caches="ghcr.io/a/c"), where("a", caches="ghcr.io/a/c")}
     assert len(elsewhere) == 2
+
+
+UNTRUSTED: TermsJson = {
+    "principal": "woodpecker:o/r#1",
+    "trusted": False,
+    "why": "it builds a pull request",
+    "slot": "7",
+    "images": ["images/pr/o/r/7"],
+    "cache_to": "untrusted",
+    "cache_from": ["untrusted", "trusted"],
+    "largest": "medium",
+}
+TRUSTED: TermsJson = {
+    **UNTRUSTED,
+    "trusted": True,
+    "slot": "",
+    "cache_to": "trusted",
+    "cache_from": ["trusted"],
+}
+
+
+@pytest.mark.parametrize("caches", [HOST, "ghcr.io/a/c"])
+def test_a_build_that_is_not_trusted_writes_its_own_cache_and_reads_the_trusted_one(
+    caches: str,
+) -> None:
+    parsed = args.parse(["."], HOST, docker=True)
+    own, others = cache.zones(UNTRUSTED)
+    assert cache.zones(TRUSTED) == (cache.TRUSTED, ())
+    assert others == (cache.TRUSTED,)
+    where, trusted, neighbour = (
+        cache.references(caches, "o/r", parsed, ("k",), zone)[""]
+        for zone in (own, *others, cache.Zone("untrusted", "8"))
+    )
+    assert trusted == cache.references(caches, "o/r", parsed, ("k",))[""]
+    assert len({where, trusted, neighbour}) == 3
+    if caches == HOST:
+        name = where.partition("/")[2]
+        assert name == "cache/untrusted/o/r/7__default__k"
+        lease, pushing = grants.for_lease("o/r", "7"), frozenset({grants.PUSH})
+        assert grants.allows(lease, grants.Access(name, pushing))
+        assert not grants.allows(lease, grants.Access(trusted.partition("/")[2], pushing))
+
+
+async def test_of_two_caches_both_are_read_and_one_is_written() -> None:
+    async def manifest(request: web.Request) -> web.Response:
+        return web.Response(status=404 if "/cold/" in request.path else 200)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", manifest)
+    async with TestServer(app) as server:
+        door = cache.Door(f"http://127.0.0.1:{server.port}", "Bearer t", None)
+        for own, other, read in (
+            ("own", "other", ["own", "other"]),
+            ("cold/own", "other", ["other"]),
+            ("own", "cold/other", ["own"]),
+            ("cold/own", "cold/other", []),
+        ):
+            caches = await cache.found(door, {"": f"{HOST}/{own}"}, [{"": f"{HOST}/{other}"}])
+            parsed = args.parse(["."], HOST, docker=True)
+            there = buildx.Folder(Path("/tmp/x"))
+            argv = buildx.build_argv(Path("/bin/buildx"), parsed, there, caches)
+            given = [argv[n + 1] for n, word in enumerate(argv) if word == "--cache-from"]
+            assert given == [f"type=registry,ref={HOST}/{name}" for name in read]
+            (kept,) = (argv[n + 1] for n, word in enumerate(argv) if word == "--cache-to")
+            assert kept.startswith(f"type=registry,ref={HOST}/{own},")
 
 
 async def test_whether_there_is_a_cache_yet() -> None:

@@ -214,7 +214,7 @@ async def test_an_orchestrator_that_stays_away_is_not_asked(
             if self.asked == 1:
                 raise Unreachable("nobody answers")
             await back.wait()
-            return await f.api.builders()
+            return await f.api.builders(since=since, wait_s=wait_s)
 
     back = asyncio.Event()
     monkeypatch.setattr(service, "AWAY_S", 0)

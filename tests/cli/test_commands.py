@@ -55,6 +55,7 @@ def test_the_commands_of_this_version_are_there() -> None:
     assert words >= {
         *("up", "down", "status", "doctor", "build", "bake", "logs", "base push", "why", "size"),
         *("lease ls", "lease show", "lease rm", "golden build", "golden ls"),
+        *("token create", "token ls", "token revoke"),
         *("spec check", "spec init", "spec schema"),
     }
 

@@ -9,8 +9,21 @@ from dataclasses import dataclass, field
 
 from mayfly.errors import MayflyError, Unreachable
 from mayfly.model import LeaseRequest, Outcome
-from mayfly.wire import AskedJson, BeatJson, LeaseJson, VerdictJson
+from mayfly.wire import AskedJson, BeatJson, LeaseJson, TermsJson, VerdictJson
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner
+
+
+def trusted() -> TermsJson:
+    return {
+        "principal": "admin",
+        "trusted": True,
+        "why": "",
+        "slot": "",
+        "images": [],
+        "cache_to": "trusted",
+        "cache_from": ["trusted"],
+        "largest": None,
+    }
 
 
 @dataclass
@@ -32,6 +45,7 @@ class FakeFarm:
     deleted: list[Outcome] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     tls: ssl.SSLContext | None = None
+    terms: TermsJson = field(default_factory=trusted)
 
     def holding(self, token: str) -> FakeFarm:
         self.tokens.append(token)
@@ -88,6 +102,7 @@ class FakeFarm:
             }
             if self.runner and not self.ended
             else None,
+            "terms": self.terms,
         }
 
     async def events(self, lease: str) -> AsyncIterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, holding, reconnect, ssh
+from mayfly.build import args, bake, cache, holding, reconnect, ssh
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import (
@@ -28,6 +28,7 @@ from mayfly.errors import (
 )
 from mayfly.model import BuildSpec, Outcome
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
+from tests.build.test_buildx import UNTRUSTED
 from tests.build.test_ssh import echo
 from tests.build.third_party import third_party
 from tests.flow.fake_farm import FakeFarm
@@ -200,6 +201,26 @@ async def test_what_the_repo_declares_goes_with_the_request_and_names_the_cache(
     assert (farm.request.spec, farm.request.languages) == (spec, ("go", "rust"))
     words = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()][-1]
     assert any(f"ref={CACHE}__rust-1.85," in word for word in words)
+
+
+async def test_the_leases_terms_choose_the_caches_and_what_is_pushed_is_said_beforehand(
+    tmp_path: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def there(door: cache.Door, where: str) -> bool:
+        return True
+
+    monkeypatch.setattr(cache, "exists", there)
+    farm = FakeFarm(runner, terms=UNTRUSTED)
+    image = f"{HOST}/images/pr/o/r/7:1"
+    await build(request(tmp_path, "", "--push", "-t", image, "-t", "quay.io/x/y"), farm)
+    assert farm.request is not None
+    assert farm.request.pushes == ("images/pr/o/r/7",)
+    words = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()][-1]
+    own, trusted = f"{HOST}/cache/untrusted/o/r/7__default", f"{HOST}/cache/trusted/o/r/default"
+    read = [words[n + 1] for n, word in enumerate(words) if word == "--cache-from"]
+    assert read == [f"type=registry,ref={own}", f"type=registry,ref={trusted}"]
+    (kept,) = (words[n + 1] for n, word in enumerate(words) if word == "--cache-to")
+    assert f"ref={own}," in kept
 
 
 async def test_a_failing_build_is_reported_and_nothing_is_said_after_buildkit(

@@ -29,11 +29,13 @@ from mayfly.orchestrator.logs import Logs
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.service import Service
 from mayfly.orchestrator.sizing.records import Records
+from mayfly.orchestrator.trust.pipelines import Pipelines
 from mayfly.registry import tokens
 from mayfly.store.builders import BuilderStore
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
+from mayfly.store.trust import TrustStore
 from mayfly.vm.fake import Fake
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -167,6 +169,7 @@ async def farm(
     cores: int = 4,
     reconciling: bool = True,
     past: MetricsStore | None = None,
+    pipelines: Pipelines | None = None,
 ) -> AsyncIterator[Farm]:
     """An orchestrator with its loops running. Leaving it is its death: rows stay as they are."""
     provider, edge, clock = provider or Fake(), edge or FakeEdge(), clock or Clock()
@@ -179,6 +182,8 @@ async def farm(
     )
     past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
     rows = BuilderStore(home / "builders")
+    admin, trusting = hashlib.sha256(ADMIN.encode()).hexdigest(), TrustStore(home / "trust")
+    program = hashlib.sha256(BUILDERS.encode()).hexdigest()
     records = Records(past, spool, room, metrics, clock, config.metrics)
     ledger = Ledger(store, Hub(), metrics, records.closed)
     evidence = EvidenceFiles(home / "usage")
@@ -188,14 +193,7 @@ async def farm(
         room,
         ledger,
         reconciler,
-        trust.Trust(
-            [
-                trust.admin(hashlib.sha256(ADMIN.encode()).hexdigest()),
-                trust.builders(hashlib.sha256(BUILDERS.encode()).hexdigest()),
-                trust.reader(tokens.Verifier(tokens.public(SIGNING), tokens.PAGE)),
-                trust.lease_holder(tokens.Verifier(tokens.public(SIGNING), tokens.API)),
-            ]
-        ),
+        trust.build(config, admin, program, SIGNING, trusting, clock, pipelines=pipelines),
         tokens.Signer(SIGNING),
         Logs(home / "logs"),
         evidence,
@@ -225,3 +223,4 @@ async def farm(
         rows.close()
         spool.close()
         store.close()
+        trusting.close()

@@ -81,6 +81,42 @@ async def test_who_may(f: Farm) -> None:
         await f.api.holding(BUILDERS + "x").builders()
 
 
+async def test_a_static_token_makes_builders_of_its_repos_on_its_own_terms(f: Farm) -> None:
+    given = await f.api.give_token("ci", ["team/*"], trusted=False, life_s=None)
+    mine, program = f.api.holding(given["token"]), f.api.holding(BUILDERS)
+    await f.api.make_builder("admins", "team/app", uid=0)
+    with pytest.raises(Denied, match="may not build other/app"):
+        await mine.make_builder("one", "other/app", uid=0)
+    await mine.make_builder("one", "team/app", uid=0)
+    assert [b["name"] for b in (await mine.builders())["builders"]] == ["one"]
+    with pytest.raises(NotFound):
+        await mine.remove_builder("admins")
+    asked = await program.ask(request("one"), "")
+    lease = await f.until(asked["id"], "ready")
+    assert (lease.trusted, lease.terms.principal, lease.terms.slot) == (
+        False,
+        "token:ci",
+        "token-ci",
+    )
+    # Whom it was granted to may log in at its door; another token of the same repo may not.
+    other = (await f.api.give_token("other", ["team/*"], trusted=False, life_s=None))["token"]
+    for token, status in ((given["token"], 200), (other, 401), (ADMIN, 200)):
+        basic = base64.b64encode(f"x:{token}".encode()).decode()
+        answer = await f.http.get(
+            "/token",
+            params={"service": tokens.service(lease.runner)},
+            headers={"Authorization": f"Basic {basic}"},
+        )
+        assert answer.status_code == status
+    # It goes with its token, and not before.
+    await f.api.revoke_token("ci")
+    with pytest.raises(Denied, match="'ci' was revoked"):
+        await program.ask(request("one"), "")
+    await f.api.remove_builder("one")
+    row = f.ledger.get(lease.id)
+    assert (row.outcome, row.reason) == (Outcome.CANCELLED, "builder one was removed by admin")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -62,6 +62,7 @@ def test_an_intersection_is_asked_for_and_granted_and_leaves_nothing_out(
 @given(repo, repo, part, st.sampled_from(["pull", "push", "delete", "*"]))
 def test_a_lease_reaches_no_other_repo(mine: str, other: str, tail: str, action: str) -> None:
     assume(other != mine)
+    assume(not mine.startswith("images/base/"))  # as a name that is everybody's to pull
     access = grants.for_lease(mine)
     for target in (
         *(name.replace("NAME", tail) for name in grants.image_names(other)),
@@ -74,6 +75,34 @@ def test_a_lease_reaches_no_other_repo(mine: str, other: str, tail: str, action:
     ):
         assert not grants.allows(access, Access(target, frozenset({action})))
     assert not grants.allows(access, grants.CATALOG)
+
+
+@given(repo, repo, part, part, part, st.sampled_from(["pull", "push", "delete"]))
+def test_what_is_not_trusted_writes_its_own_slot_and_reads_its_own_repo(
+    mine: str, other: str, slot: str, beside: str, tail: str, action: str
+) -> None:
+    slot, beside = slot.replace("__", "_"), beside.replace("__", "_")
+    assume(slot != beside and not mine.startswith("images/base/"))
+    access, trusted = grants.for_lease(mine, slot), grants.for_lease(mine)
+    push = frozenset({"push"})
+    for repo_, at in ((mine, beside), (other, slot) if other != mine else (mine, beside)):
+        for target in (f"images/pr/{repo_}/{at}", f"cache/untrusted/{repo_}/{at}__{tail}"):
+            assert not grants.allows(access, Access(target, frozenset({action})))
+    for target in (f"images/pr/{mine}/{slot}", f"cache/untrusted/{mine}/{slot}__{tail}"):
+        assert grants.allows(access, Access(target, push))
+        assert not grants.allows(trusted, Access(target, frozenset({action})))
+    for grant in trusted:  # nothing that a trusted build writes, all that it reads
+        target = grant.name.replace("*", tail)
+        assert not grants.allows(access, Access(target, push))
+        assert grants.allows(access, Access(target, frozenset({"pull"})))
+
+
+@given(repo, part)
+def test_who_owns_an_image_is_who_may_write_it(mine: str, tail: str) -> None:
+    for name in grants.image_names(mine):
+        assert grants.owner_of(name.replace("NAME", tail)) == mine
+    for name in (f"cache/trusted/{mine}/{tail}", f"images/base/{tail}", f"images/pr/{mine}/{tail}"):
+        assert grants.owner_of(name) == ""
 
 
 @given(repo, repo, name, st.sampled_from(["images", "cache/trusted"]))

@@ -113,18 +113,23 @@ def test_another_schema_version_is_refused_with_a_way_out(tmp_path: Path) -> Non
     with sqlite3.connect(tmp_path / "db") as db:
         db.execute("UPDATE schema_version SET version = 7")
     db.close()
-    with pytest.raises(Conflict, match="schema version 7, this Mayfly speaks 2 - use the version"):
+    with pytest.raises(Conflict, match="schema version 7, this Mayfly speaks 3 - use the version"):
         LeaseStore(tmp_path / "db")
 
 
-def test_a_file_of_version_1_is_taken_over_with_its_leases(tmp_path: Path) -> None:
+_ADDED = {1: ("trusted", "grown_bytes", "usage", "earlier", "terms"), 2: ("terms",)}
+"""By the version of a file: the columns that later ones have more."""
+
+
+@pytest.mark.parametrize("version", _ADDED)
+def test_a_file_of_an_earlier_version_is_taken_over(tmp_path: Path, version: int) -> None:
     store = LeaseStore(tmp_path / "db")
     kept = store.add(lease("kept"), key="", body_hash="h")
     store.close()
     with sqlite3.connect(tmp_path / "db") as db:
-        for column in ("trusted", "grown_bytes", "usage", "earlier"):
+        for column in _ADDED[version]:
             db.execute(f"ALTER TABLE leases DROP COLUMN {column}")
-        db.execute("UPDATE schema_version SET version = 1")
+        db.execute("UPDATE schema_version SET version = ?", (version,))
     db.close()
     for _ in range(2):  # and again, as what it is then
         store = LeaseStore(tmp_path / "db")

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mayfly.config import Metrics as Options
 from mayfly.errors import InfrastructureError, MayflyError
-from mayfly.ladder import Room
+from mayfly.ladder import Room, up_to
 from mayfly.model import GIB, Attempt, History, Lease, LeaseRequest, Size, Usage
 from mayfly.orchestrator.metrics import Metrics
 from mayfly.orchestrator.sizing import explain
@@ -39,8 +39,8 @@ BATCH = 100
 PRUNE_EVERY = timedelta(hours=6)
 
 TRUSTED_EVENTS = frozenset({"manual", "push", "tag", "release", "deployment", "cron"})
-"""Labels are no proof, but one that says less than could be proven is believed: builds of pull
-requests make no history."""
+"""Only trusted leases make history. What the administrator's token asks for is one, whatever event
+it claims; a label is no proof, but one that says less than could be proven is believed."""
 
 _SIZING = TypeAdapter(SizingJson)
 
@@ -87,13 +87,15 @@ class Records:
         self._finished: set[str] = set()  # runners of open leases whose time is counted
         self._trouble = ""
 
-    async def decide(self, request: LeaseRequest) -> Decision:
-        """The size for a request, from what is known now. Raises what `decide` raises."""
+    async def decide(self, request: LeaseRequest, largest: str = "") -> Decision:
+        """The size for a request, from what is known now; none larger than the rung `largest`.
+
+        Raises what `decide` raises.
+        """
         started_at = time.perf_counter()
         history, trouble = await self._history(request)
-        decision = decide(
-            request.spec, history, request.languages, request.size, self._room, trouble
-        )
+        room = replace(self._room, sizes=up_to(self._room.sizes, largest))
+        decision = decide(request.spec, history, request.languages, request.size, room, trouble)
         self._metrics.decided(time.perf_counter() - started_at)
         return decision
 
@@ -232,7 +234,7 @@ class Records:
         if started_at is None and "queue" in lease.timings_s:
             started_at = lease.created_at + timedelta(seconds=lease.timings_s["queue"])
         vm_s = max(0.0, (ended_at - started_at).total_seconds()) if started_at else 0.0
-        trusted = request.event in TRUSTED_EVENTS
+        trusted = lease.trusted and request.event in TRUSTED_EVENTS
         record: dict[str, Any] = {
             "build": lease.id,
             "attempt": lease.attempt,
