@@ -58,6 +58,31 @@ def test_every_fault_is_reported_at_once_with_its_place(tmp_path: Path) -> None:
     assert all("\n" not in fault for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('untrusted_size = "huge"', "'huge' is no size of the ladder: choose one of small, medium"),
+        ('events = ["pull_request"]', "trust.events.0"),
+        ("untrusted_budget_min = 0", "trust.untrusted_budget_min"),
+        ("ticket_max_age_h = 1000", "trust.ticket_max_age_h"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, f"[trust]\n{text}"))
+    (fault,) = caught.value.faults
+    assert fault.startswith(str(tmp_path / "mayfly.toml"))
+    assert said in fault
+
+
+def test_the_largest_size_of_what_is_not_trusted(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")).untrusted_size.name == "medium"
+    named = load(write(tmp_path, '[trust]\nuntrusted_size = "large"'))
+    assert named.untrusted_size.name == "large"
+    one = load(write(tmp_path, "[ladder.t1]\ncpu = 1\nmemory_gb = 1\ndisk_gb = 4"))
+    assert one.untrusted_size.name == "t1"
+
+
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     environ = write(tmp_path, 'state = "/a"\n[lease]\nbudget_min = 5\n')
     environ |= {

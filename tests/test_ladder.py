@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ import pytest
 
 from mayfly.config import Config
 from mayfly.errors import MachineUnfit, MayflyError, TooBig, UsageError
-from mayfly.ladder import Room, choose, free_disk_bytes, physical, room
+from mayfly.ladder import Room, choose, free_disk_bytes, physical, room, up_to
 from mayfly.model import GIB
+from tests.orchestrator.leases import T1, T2, T3
 
 
 def on(memory_gib: int, cores: int, disk_gib: int = 1024, **pool: Any) -> Room:
     return room(Config.model_validate({"pool": pool}), memory_gib * GIB, cores, disk_gib * GIB)
+
+
+def test_no_larger_than_a_named_rung_means_of_nothing_more() -> None:
+    odd = replace(T2, name="odd", cpus=64)
+    sizes = (T1, T2, odd, T3)
+    assert up_to(sizes, "t2") == (T1, T2)
+    assert up_to(sizes, "") == up_to(sizes, "gone") == sizes
 
 
 def test_the_pool_is_the_machine_less_the_reserve() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.ladder import share
-from mayfly.model import GIB, Desired, Lease, Observed, Operation, Outcome, Runner
+from mayfly.model import GIB, Desired, Lease, Observed, Operation, Outcome, Runner, Terms
 from mayfly.orchestrator import states
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.plan import (
@@ -240,6 +240,23 @@ def test_the_oldest_goes_first_and_is_not_overtaken() -> None:
     assert admitted([holder, large, small]) == []
     assert admitted([large, small]) == ["old"]
     assert admitted([holder, small, large]) == ["new"]
+
+
+def test_leases_of_one_source_take_turns_and_hold_back_nobody() -> None:
+    def asked(name: str, slot: str, **more: Any) -> Lease:
+        return lease(name, trusted=False, terms=Terms(slot=slot, alone=True), **more)
+
+    ready = (Desired.RUNNING, Observed.READY, Operation.NONE)
+    rows = [asked("a", "7"), asked("b", "7"), asked("c", "8"), lease("d"), lease("e")]
+    assert plan(rows, at(seen={}), LIMITS) == tuple(Admit(rows[n]) for n in (0, 2, 3, 4))
+    running = [asked("a", "7", triple=ready, ready_at=NOW), *rows[1:]]
+    there = at(seen=seen("a-1"))
+    assert plan(running, there, LIMITS) == tuple(Admit(rows[n]) for n in (2, 3, 4))
+    over = (Desired.ENDED, Observed.READY, Operation.NONE)
+    ended = [asked("a", "7", triple=over, outcome=Outcome.CANCELLED), *rows[1:]]
+    assert Admit(rows[1]) in plan(ended, there, LIMITS)
+    elsewhere = replace(rows[1], request=replace(rows[1].request, repo="team/other"))
+    assert Admit(elsewhere) in plan([rows[0], elsewhere], at(seen={}), LIMITS)
 
 
 def test_an_ended_lease_holds_its_room_until_closed() -> None:

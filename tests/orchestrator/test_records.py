@@ -24,6 +24,7 @@ from mayfly.model import (
     Usage,
 )
 from mayfly.orchestrator import reconcile, states
+from mayfly.orchestrator.forms import TokenForm
 from mayfly.orchestrator.sizing import records as recording
 from mayfly.orchestrator.sizing.records import Prices
 from mayfly.store.metrics import MetricsStore
@@ -104,6 +105,20 @@ async def test_what_counts_in_a_history(f: Farm) -> None:
     assert (await f.records.decide(REQUEST)).history is None
     await build(f, used(1500 * MIB))
     assert (await f.records.decide(REQUEST)).history == History(1, 1500 * MIB, 0.5, 0, 0, "")
+
+
+async def test_what_is_not_trusted_reads_the_history_and_makes_none(f: Farm) -> None:
+    async def by(name: str, *, trusted: bool) -> Lease:
+        form = TokenForm(name=name, repos=(REQUEST.repo,), trusted=trusted)
+        holder = f.api.holding(f.service.give_token(form)["token"])
+        return await build(replace(f, api=holder), used(1500 * MIB))
+
+    apart = await by("apart", trusted=False)
+    (record,) = await f.records._store.attempts(apart.id)
+    assert (record["trusted"], record["counts"]) == (False, False)
+    assert (await f.records.decide(REQUEST)).history is None
+    assert (await by("proven", trusted=True)).size == T1
+    assert (await by("other", trusted=False)).size == T2, "it goes by what trusted builds took"
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.FAILED, Outcome.INTERNAL, None])

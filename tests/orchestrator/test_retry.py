@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.ladder import share
-from mayfly.model import GIB, BuildSpec, Desired, Lease, Observed, Operation, Outcome, Usage
+from mayfly.model import GIB, BuildSpec, Desired, Lease, Observed, Operation, Outcome, Terms, Usage
 from mayfly.orchestrator import retry, states
 from mayfly.orchestrator.forms import ReportForm
 from mayfly.orchestrator.limits import Limits
@@ -52,6 +52,15 @@ def at(seconds: float = 20, **more: Any) -> Facts:
 
 
 # The decision.
+
+
+@pytest.mark.parametrize(("largest", "again"), [("t2", False), ("t3", True), ("", True)])
+def test_no_attempt_is_larger_than_the_terms_allow(largest: str, again: bool) -> None:
+    row = killed(ready(size=T2, trusted=not largest, terms=Terms(slot="7", largest=largest)))
+    assert states.is_queued(row) is again
+    if not again:
+        assert row.outcome is Outcome.OOM
+        assert "builds that are not trusted get t2 at most" in row.reason
 
 
 def test_the_next_attempt_is_one_size_up_and_waits_for_room() -> None:

@@ -198,7 +198,7 @@ def verifier(name: str, options: Issuer, audience: str, skew_s: float) -> Verify
                 hint="its operator can add it there",
             )
         about = f"#{run}" if run else f"@{found.commit or found.ref}"
-        return Principal(f"{name}:{found.repo}{about}"[:200], origin=found)
+        return Principal(f"oidc.{name}:{found.repo}{about}"[:300], origin=found)
 
     return verify
 

@@ -75,7 +75,7 @@ def decide(
         why=why,
         slot="" if trusted else slot(who),
         pull_request=origin.pull_request,
-        alone=not trusted and policy.one_at_a_time,
+        alone=not trusted and origin.vouched is None and policy.one_at_a_time,
         largest="" if trusted else largest,
     )
     budget_min = 0.0 if trusted else policy.untrusted_budget_min

@@ -327,19 +327,58 @@ def test_no_secret_is_in_the_logs(live: Live, asked: Asked) -> None:
     assert b"hush" not in told
 
 
-def test_tokens_are_made_listed_and_revoked_by_the_command(live: Live) -> None:
+def command(live: Live, *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`mayfly WORDS`, as somebody elsewhere runs it."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
     env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")},
+        **own,
+        "MAYFLY_CONFIG": str(live.config.run / "mayfly.toml"),
         "MAYFLY_URL": live.config.url,
         "MAYFLY_TOKEN": live.admin,
         "MAYFLY_CA": str(live.config.state / "ca" / "ca.crt"),
+        **more,
     }
+    argv = [sys.executable, "-m", "mayfly.cli.main", *map(str, words)]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
 
+
+def test_a_client_is_told_what_it_may_not_push_before_there_is_a_lease(
+    live: Live, asked: Asked, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    ticket = asked.sources.ticket({**PULL, "ref": "refs/pull/31/head"})
+    before = len(live.http.get("/v1/builds", headers=bearer(live.admin)).json())
+
+    def build(repo: str, image: str) -> subprocess.CompletedProcess[str]:
+        words = ("build", "--mayfly-repo", repo, "-t", image, "--push", tmp_path)
+        claims = {"CI_REPO": repo, "CI_PIPELINE_EVENT": "push", "CI_COMMIT_BRANCH": "main"}
+        return command(live, *words, MAYFLY_TOKEN=ticket, **claims)
+
+    for repo, image, said in (
+        (
+            REPO_NAME,
+            f"images/{REPO_NAME}:1",
+            f"a build of repo {REPO_NAME} that is not trusted (it builds a pull request) may not "
+            f"push to images/{REPO_NAME} - use -t images/pr/{REPO_NAME}/31",
+        ),
+        (
+            REPO_NAME,
+            f"images/pr/{REPO_NAME}/32:1",
+            f"may not push to images/pr/{REPO_NAME}/32 - use -t images/pr/{REPO_NAME}/31",
+        ),
+        ("team/other", "images/team/other:1", "may not build team/other - it may build team/app"),
+    ):
+        done = build(repo, image)
+        assert done.returncode == 10, done.stderr
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    after = live.http.get("/v1/builds", headers=bearer(live.admin)).json()
+    assert len(after) == before
+
+
+def test_tokens_are_made_listed_and_revoked_by_the_command(live: Live) -> None:
     def mayfly(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mayfly.cli.main", "token", *words]
-        return subprocess.run(
-            command, env={**env, **more}, capture_output=True, text=True, timeout=60, check=False
-        )
+        return command(live, "token", *words, **more)
 
     made = mayfly("create", "cli", "--repo", "team/*", "--repo", "x/y", "--expires", "12h")
     assert made.returncode == 0, made.stderr

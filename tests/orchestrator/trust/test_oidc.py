@@ -43,7 +43,7 @@ async def accepted(here: Forge, token: str, **more: Any) -> Principal:
 
 async def test_a_token_says_what_its_pipeline_is(here: Forge) -> None:
     found = await accepted(here, here.token(NOW))
-    assert found.name == "git:team/app#4711"
+    assert found.name == "oidc.git:team/app#4711"
     assert found.origin is not None
     assert found.origin.repos == ("team/app",)
     assert (found.origin.event, found.origin.branch, found.origin.commit) == (

@@ -60,7 +60,7 @@ def test_who_is_trusted(origin: Origin, seen: bool, trusted: bool) -> None:
     decision = decide(origin, seen=seen)
     assert decision.trusted is trusted, decision.terms.why
     assert bool(decision.terms.slot) is not trusted
-    assert decision.terms.alone is not trusted
+    assert decision.terms.alone is (not trusted and origin.vouched is None)
     assert (decision.budget_min, decision.terms.largest) == ((0, "") if trusted else (30, "t2"))
     assert decision.terms.why
 

@@ -10,13 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mayfly import __version__
-from mayfly.config import Config
+from mayfly.config import Config, load
 from mayfly.config import Woodpecker as Options
-from mayfly.errors import ConfigError, InfrastructureError
+from mayfly.errors import ConfigError, InfrastructureError, UsageError
 from mayfly.orchestrator import states
-from mayfly.orchestrator.trust.pipelines import ENDED, REMEMBERED, Pipelines
+from mayfly.orchestrator.trust import pipelines as asking
+from mayfly.orchestrator.trust.pipelines import ENDED, Pipelines
+from mayfly.orchestrator.trust.woodpecker import Woodpecker as Extension
 from mayfly.registry import grants, tokens
 from mayfly.store import trust as store
 from mayfly.store.trust import TrustStore
@@ -183,36 +187,37 @@ async def test_a_repo_that_gets_no_ticket_gets_an_empty_answer(
         assert (await send(f, server, PUSH)).json()["secrets"]
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "trusted", "slot"),
-    [
-        (PUSH, True, ""),
-        ({**PUSH, "event": "cron"}, True, ""),
-        ({**PUSH, "event": "manual"}, True, ""),
-        ({**PUSH, "branch": "feature/x", "ref": "refs/heads/feature/x"}, False, "branch-feature-x"),
-        (PULL, False, "7"),
-        ({**PULL, "from_fork": True}, False, "7"),
-        ({**PULL, "ref": "refs/merge-requests/8/head"}, False, "8"),
-        ({**PULL, "ref": "refs/pull-requests/9/from"}, False, "9"),
-        ({**PULL, "event": "pull_request_metadata"}, False, "7"),
-        ({**PULL, "event": "deployment"}, False, "7"),
-        ({**PULL, "ref": ""}, False, "ref-dddd"),
-        (TAG, False, "ref-refs-tags-v1"),
-        ({**PUSH, "event": "release"}, False, "ref-refs-heads-main"),
-        ({**PUSH, "event": ""}, False, "branch-main"),
-    ],
-)
-async def test_what_the_server_says_decides_and_claims_do_not(
-    f: Farm, server: Woodpecker, pipeline: dict[str, Any], trusted: bool, slot: str
-) -> None:
+SAYS: list[tuple[dict[str, Any], bool, str]] = [
+    (PUSH, True, ""),
+    ({**PUSH, "event": "cron"}, True, ""),
+    ({**PUSH, "event": "manual"}, True, ""),
+    ({**PUSH, "branch": "feature/x", "ref": "refs/heads/feature/x"}, False, "branch-feature-x"),
+    (PULL, False, "7"),
+    ({**PULL, "from_fork": True}, False, "7"),
+    ({**PULL, "ref": "refs/merge-requests/8/head"}, False, "8"),
+    ({**PULL, "ref": "refs/pull-requests/9/from"}, False, "9"),
+    ({**PULL, "event": "pull_request_metadata"}, False, "7"),
+    ({**PULL, "event": "deployment"}, False, "7"),
+    ({**PULL, "ref": ""}, False, "ref-dddd"),
+    (TAG, False, "ref-refs-tags-v1"),
+    ({**PUSH, "event": "release"}, False, "ref-refs-heads-main"),
+    ({**PUSH, "event": ""}, False, "branch-main"),
+]
+"""What the server says of a pipeline, whether its builds are trusted, and how their slot begins."""
+
+
+async def test_what_the_server_says_decides_and_claims_do_not(f: Farm, server: Woodpecker) -> None:
     claims = {"event": "push", "ref": "refs/heads/main"}
-    row = await lease(f, await ticket(f, server, pipeline), **claims)
-    assert row.trusted is trusted, row.terms.why
-    assert row.terms.slot.startswith(slot)
-    assert bool(row.terms.slot) is not trusted
-    assert row.request.event == (pipeline["event"] or "push")
-    assert row.budget_s == (3600 if trusted else 1800)
-    assert row.terms.largest == ("" if trusted else "t2")
+    for pipeline, trusted, slot in SAYS:
+        repo = {**REPO, "full_name": f"team/r{len(f.ledger.open())}"}  # none has seen the commit
+        given = await ticket(f, server, pipeline, repo=repo)
+        row = await lease(f, given, repo=repo["full_name"], **claims)
+        assert row.trusted is trusted, (pipeline, row.terms.why)
+        assert row.terms.slot.startswith(slot)
+        assert bool(row.terms.slot) is not trusted
+        assert row.request.event == (pipeline["event"] or "push")
+        assert row.budget_s == (3600 if trusted else 1800)
+        assert row.terms.largest == ("" if trusted else "t2")
 
 
 async def test_a_tag_is_trusted_when_its_commit_was_pushed_to_the_default_branch(
@@ -405,16 +410,15 @@ def pipelines(api: Api) -> Pipelines:
     return Pipelines(options, httpx.MockTransport(api))
 
 
-@pytest.mark.parametrize("status", sorted(ENDED))
 async def test_the_ticket_of_a_pipeline_that_has_ended_is_refused(
-    made: Made, server: Woodpecker, status: str
+    made: Made, server: Woodpecker
 ) -> None:
     api = Api()
     async with made({"pipelines": pipelines(api)}, woodpecker=server.options) as f:
         given = await ticket(f, server, PUSH)
         assert (await ask(f, given)).status_code == 201
         assert api.asked == ["/api/repos/5/pipelines/12"]
-    api.says = status
+    api.says = "success"
     async with made({"pipelines": pipelines(api)}, woodpecker=server.options) as f:
         answer = await ask(f, given)
         assert answer.status_code == 401
@@ -428,6 +432,7 @@ async def test_the_ticket_of_a_pipeline_that_has_ended_is_refused(
 @pytest.mark.parametrize(
     ("says", "ended"),
     [
+        *((status, True) for status in sorted(ENDED)),
         ("running", False),
         ("pending", False),
         ("blocked", False),
@@ -448,12 +453,13 @@ async def test_who_does_not_say_that_it_has_ended_ends_nothing(
     assert await pipelines(api).ended(5, 12) is ended
 
 
-async def test_what_is_remembered_of_pipelines_is_bounded() -> None:
+async def test_what_is_remembered_of_pipelines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "REMEMBERED", 3)
     api = Api()
     asked = pipelines(api)
-    for number in range(REMEMBERED + 10):
+    for number in (1, 2, 3, 4, 4, 1):
         await asked.ended(1, number)
-    assert len(asked._known) == REMEMBERED
+    assert [path.rpartition("/")[2] for path in api.asked] == ["1", "2", "3", "4", "1"]
     assert not await Pipelines(Options()).ended(1, 1), "nobody is asked"
 
 
@@ -489,6 +495,32 @@ def test_commits_are_kept_by_age_and_number(
     assert [here.seen("team/app", each) for each in ("4", "9")] == [False, True]
 
 
+_texts = st.text(max_size=30)
+_odd = st.none() | st.booleans() | st.integers() | _texts | st.lists(_texts, max_size=2)
+_named = st.sampled_from([*REPO, *PUSH, "from_fork", "netrc"])
+_parts = st.dictionaries(_named, _odd, max_size=4)
+
+
+@given(_parts, _parts)
+def test_whatever_a_server_signs_is_a_ticket_or_one_line(
+    repo: dict[str, Any], pipeline: dict[str, Any]
+) -> None:
+    server = Woodpecker()
+    config = Config.model_validate({"woodpecker": server.options})
+    here, signer = TrustStore(":memory:"), tokens.Signer(SIGNING)
+    extension = Extension(config, here, signer, lambda: NOW)
+    body = server.body({**PUSH, **pipeline}, {**REPO, **repo})
+    headers = server.headers(SECRETS, body, NOW)
+    try:
+        answer = extension.secrets(SECRETS, {n.lower(): [v] for n, v in headers.items()}, body)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    finally:
+        here.close()
+    assert len(answer["secrets"]) <= 1
+
+
 # What is configured.
 
 
@@ -510,8 +542,6 @@ def test_commits_are_kept_by_age_and_number(
 def test_what_is_wrong_with_the_section_is_said(
     section: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    from mayfly.config import load
-
     lines = [f"{name} = {json.dumps(value)}" for name, value in section.items()]
     path = tmp_path / "mayfly.toml"
     path.write_text("\n".join(["[woodpecker]", *lines]))
