@@ -58,7 +58,9 @@ def _token(config: Config) -> str:
 def main() -> int:
     """One line on stderr and the error's exit status when it cannot serve."""
     # Tracebacks without the values of variables: tokens are among them.
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    plain = structlog.dev.ConsoleRenderer(
+        colors=False, exception_formatter=structlog.dev.plain_traceback
+    )
     structlog.configure(
         processors=[*structlog.get_config()["processors"][:-1], plain],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
