@@ -74,6 +74,7 @@ def toml(state: Path, port: int, memory_bytes: int, cores: int, disk_bytes: int)
     return (
         f'state = "{state}"\n'
         f'[server]\nlisten = "127.0.0.1:{port}"\n'
+        '[builders]\nlisten = ""\n'
         '[network]\nsubnet = "198.19.0.0/16"\n'
         f"[pool]\ncpu_overcommit = {overcommit(cores, plain.pool.cpu_overcommit)}\n"
         + ladder_text(sizes)

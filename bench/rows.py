@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from bench.builder import builder
 from bench.builds import overhead, warmth
 from bench.context import context
 from bench.decide import decide
@@ -39,6 +40,7 @@ ROWS: Mapping[str, Callable[[Bench], Awaitable[Found]]] = {
     "warm-retry": warm_retry,
     "second-runner": second_runner,
     "sampling": sampling,
+    "builder": builder,
     "spec": build_spec,
     "decide": decide,
     "quality": quality,

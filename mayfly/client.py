@@ -33,10 +33,12 @@ from mayfly.model import LeaseRequest, Outcome
 from mayfly.wire import (
     AskedJson,
     BeatJson,
+    BuildersJson,
     BuildJson,
     GivenJson,
     LeaseJson,
     LoggedJson,
+    MadeBuilderJson,
     NewTokenJson,
     SizingJson,
     StatusJson,
@@ -247,6 +249,43 @@ class Client:
     async def leases(self) -> list[LeaseJson]:
         """Every open lease that the token may see, oldest first."""
         return cast(list[LeaseJson], (await self._call("GET", "/v1/leases")).json())
+
+    async def builders(self, *, wait_s: float = 0, since: str = "") -> BuildersJson:
+        """Every builder, as soon as the revision is not `since`, or after `wait_s` seconds (25 at
+        most); for the administrator and the program that serves them.
+        """
+        wait_s = min(wait_s, LONGEST_WAIT_S)
+        answer = await self._call(
+            "GET",
+            "/v1/builders",
+            params={"since": since, "wait_s": wait_s},
+            timeout=TIMEOUT_S + wait_s,
+        )
+        return cast(BuildersJson, answer.json())
+
+    async def make_builder(
+        self,
+        name: str,
+        repo: str,
+        size: str = "",
+        linger_s: float | None = None,
+        *,
+        uid: int | None = None,
+        public_key: str = "",
+    ) -> MadeBuilderJson:
+        """Make a builder (admin) with a socket for the user `uid`, or with TLS for the client
+        whose key (P-256, PEM) this is the public half of.
+
+        Raises `Conflict` for a name that is taken, `UsageError`, `TooBig`.
+        """
+        form = {"name": name, "repo": repo, "size": size, "linger_s": linger_s, "uid": uid}
+        form |= {"public_key": public_key}
+        answer = await self._call("POST", "/v1/builders", json=form)
+        return cast(MadeBuilderJson, answer.json())
+
+    async def remove_builder(self, name: str) -> None:
+        """Remove a builder (admin). Raises `NotFound`."""
+        await self._call("DELETE", f"/v1/builders/{quote(name, safe='')}")
 
     async def builds(self) -> list[BuildJson]:
         """The last builds that the token may see, youngest first."""

@@ -54,6 +54,10 @@ def _address(value: str) -> str:
     return value
 
 
+def _address_or_none(value: str) -> str:
+    return _address(value) if value else value
+
+
 def _network(value: str) -> str:
     network = ipaddress.ip_network(value)
     if network.version != 4:
@@ -324,6 +328,27 @@ class Metrics(_Section):
     price_gib_hour: float = Field(0, ge=0, description="What a GiB of memory costs for an hour.")
 
 
+class Builders(_Section):
+    """Builders for docker clients that know nothing of Mayfly (`mayfly builder create`)."""
+
+    listen: Annotated[str, AfterValidator(_address_or_none)] = Field(
+        "127.0.0.1:5001",
+        description="Address and port for clients elsewhere (TLS, with a certificate of their "
+        "own); empty: only sockets on this machine.",
+    )
+    linger_s: float = Field(
+        60,
+        ge=0,
+        le=3600,
+        description="Seconds that a builder keeps its runner after the last connection has "
+        "closed, unless it says otherwise.",
+    )
+
+    @property
+    def port(self) -> int:
+        return int(self.listen.rpartition(":")[2] or 0)
+
+
 def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if not re.fullmatch(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*", value):
@@ -522,6 +547,7 @@ class Config(_Section):
     registry: Registry = Registry()
     s3: S3 = S3()
     metrics: Metrics = Metrics()
+    builders: Builders = Builders()
     golden: Golden = Golden()
     trust: Trust = Trust()
     woodpecker: Woodpecker = Woodpecker()

@@ -190,6 +190,7 @@ class LeaseRequest:
     builds of the same that belong to another.
     `keep_min` is for how many minutes the runner stays when the build fails, for people to look
     into it.
+    `builder` names the builder whose docker clients the runner is for.
     """
 
     repo: str
@@ -205,6 +206,7 @@ class LeaseRequest:
     pipeline: str = ""
     supersede: bool = False
     keep_min: float = 0
+    builder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,3 +329,24 @@ class Runner:
     disk_used_bytes: int = field(default=0, compare=False)
     load: Load | None = field(default=None, compare=False)
     cold: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """What docker clients know as a buildx builder: one runner while anything is connected.
+
+    `principal` made it, and `trusted` is what that makes its leases. `uid` is the user of this
+    machine who may use its socket, beside root; None where there is no socket, and TLS with the
+    client's certificate instead, whose SHA-256 (hex, of its DER) is `fingerprint`.
+    """
+
+    name: str
+    repo: str
+    size: str
+    linger_s: float
+    principal: str
+    trusted: bool
+    created_at: datetime
+    uid: int | None = None
+    fingerprint: str = ""
+    expires_at: datetime | None = None

@@ -20,7 +20,8 @@ ORCHESTRATOR = 60901
 EDGE = 60902
 REGISTRY = 60903
 S3 = 60904
-IDS = (ORCHESTRATOR, EDGE, REGISTRY, S3)
+BUILDERS = 60905
+IDS = (ORCHESTRATOR, EDGE, REGISTRY, S3, BUILDERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ FOLDERS = (
     Folder("s3/data", S3, S3, 0o700),
     Folder("trust", ROOT, ROOT, 0o755),
     Folder("run", ROOT, ROOT, 0o711),
+    Folder("run/builders", BUILDERS, BUILDERS, 0o711),
     Folder("run/api", ORCHESTRATOR, EDGE, 0o2750),
     Folder("run/edge", EDGE, ORCHESTRATOR, 0o2750),
     Folder("run/registry", REGISTRY, EDGE, 0o2750),

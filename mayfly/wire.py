@@ -115,6 +115,49 @@ class RunnerJson(TypedDict):
     token: str
 
 
+class BuilderJson(TypedDict):
+    """A builder of docker clients. `size` is empty where sizing decides; `uid` is null and
+    `fingerprint` set where it is reached by TLS; `expires_at` is its certificate's end.
+
+    `address` is what buildx connects to. `lease` is the one that it has now, in `state`; without
+    one that is `idle`.
+    """
+
+    name: str
+    repo: str
+    size: str
+    linger_s: float
+    principal: str
+    trusted: bool
+    created_at: str
+    uid: int | None
+    fingerprint: str
+    expires_at: str | None
+    address: str
+    lease: str | None
+    state: str
+
+
+class BuildersJson(TypedDict):
+    """Every builder, by name. `revision` is another one after each change; `authority` (PEM) is
+    what clients' certificates are signed by.
+    """
+
+    revision: str
+    authority: str
+    builders: list[BuilderJson]
+
+
+class MadeBuilderJson(TypedDict):
+    """A new builder, the certificate of its client, and what the farm's own one is signed by; both
+    PEM, and empty where it has a socket.
+    """
+
+    builder: BuilderJson
+    certificate: str
+    ca: str
+
+
 class GivenJson(TypedDict):
     """A static token, as far as anybody but its holder may know it. `repos` are patterns."""
 

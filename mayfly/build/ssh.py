@@ -92,6 +92,18 @@ class Tunnel:
         except (OSError, asyncssh.Error) as error:
             raise InfrastructureError(f"cannot forward BuildKit's socket: {error}") from None
 
+    async def open(
+        self, there: str = BUILDKIT_SOCKET
+    ) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]:
+        """One connection to the runner's unix socket `there`.
+
+        Raises `InfrastructureError` when the way is gone, or nothing listens there.
+        """
+        try:
+            return await self._connection.open_unix_connection(there)
+        except (OSError, asyncssh.Error) as error:
+            raise InfrastructureError(f"no way to the runner's {there}: {_said(error)}") from None
+
     async def alive(self, there: str = BUILDKIT_SOCKET) -> bool:
         """Whether the runner still answers and something listens on `there` (at most 5 s)."""
         try:

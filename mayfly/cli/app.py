@@ -7,6 +7,7 @@ import typer
 from mayfly.cli import (
     base,
     build,
+    builder,
     cache,
     golden,
     install,
@@ -47,6 +48,7 @@ app.add_typer(token.app, name="token")
 app.add_typer(cache.app, name="cache")
 app.add_typer(golden.app, name="golden")
 app.add_typer(base.app, name="base")
+app.add_typer(builder.app, name="builder")
 app.add_typer(spec.app, name="spec")
 
 

@@ -21,13 +21,11 @@ from mayfly.config import Config
 from mayfly.edge.attach import Runners
 from mayfly.edge.proxy import Backend
 from mayfly.errors import Denied, MayflyError, NotFound, Unauthenticated
-from mayfly.registry import grants
+from mayfly.registry import grants, tokens
 from mayfly.registry.grants import CATALOG, DELETE, PULL, PUSH, Access
 from mayfly.registry.tokens import Claims, Signer, Verifier
 
 log = logging.getLogger("mayfly.edge")
-
-SERVICE = "mayfly"
 
 _REST = re.compile(
     r"(?:manifests/[A-Za-z0-9_][A-Za-z0-9_.:+-]*"
@@ -135,10 +133,10 @@ class Gateway:
                 drop=("Authorization", "Cookie"),
             )
         except Unauthenticated as error:
-            return self._refusal(error, what, "UNAUTHORIZED", challenge="")
+            return self._refusal(error, what, "UNAUTHORIZED", here, challenge="")
         except InsufficientScope as error:
             log.info("denied: %s", error)
-            return self._refusal(error, what, "DENIED", challenge="insufficient_scope")
+            return self._refusal(error, what, "DENIED", here, challenge="insufficient_scope")
         except Denied as error:
             log.info("denied: %s", error)
             return self._refusal(error, what, "DENIED")
@@ -184,6 +182,7 @@ class Gateway:
         error: MayflyError,
         what: Need,
         code: str,
+        here: str = "",
         *,
         challenge: Literal["", "insufficient_scope"] | None = None,
     ) -> web.Response:
@@ -191,11 +190,11 @@ class Gateway:
         status = error.http_status
         if challenge is not None:
             status = 401
-            headers["WWW-Authenticate"] = self._challenge(what, challenge)
+            headers["WWW-Authenticate"] = self._challenge(what, challenge, here)
         return refusal(status, code, str(error), headers)
 
-    def _challenge(self, what: Need, error: str) -> str:
-        fields = {"realm": f"{self.config.url}/token", "service": SERVICE}
+    def _challenge(self, what: Need, error: str, here: str) -> str:
+        fields = {"realm": f"{self.config.url}/token", "service": tokens.service(here)}
         sources = (access for access in what.optional if grants.is_repository(access.name))
         scopes = [str(access) for access in (*what.asked, *sources)]
         if scopes:

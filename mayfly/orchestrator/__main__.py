@@ -25,6 +25,8 @@ from mayfly.errors import Conflict, InfrastructureError, MayflyError
 from mayfly.ladder import free_disk_bytes, physical
 from mayfly.orchestrator import trust
 from mayfly.orchestrator.api import create_app
+from mayfly.orchestrator.authority import Authority
+from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.edge import Edge, EdgeClient, NoDoors
 from mayfly.orchestrator.events import Hub
 from mayfly.orchestrator.evidence import EvidenceFiles
@@ -36,6 +38,7 @@ from mayfly.orchestrator.reconcile import Reconciler
 from mayfly.orchestrator.service import Service
 from mayfly.orchestrator.sizing.records import Records
 from mayfly.registry import tokens
+from mayfly.store.builders import BuilderStore
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
@@ -60,6 +63,7 @@ async def serve(config: Config, provider: Provider) -> None:
     home, keys = config.state / "orchestrator", config.state / "keys"
     signing = _secret(keys / "lease.key")
     admin_sha256 = _secret(keys / "admin.sha256").decode()
+    builders_sha256 = _secret(keys / "builders.sha256").decode()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket = config.run / "api" / "orchestrator.sock"
     socket.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -79,13 +83,15 @@ async def serve(config: Config, provider: Provider) -> None:
         local = provider.golden and not config.pool.disk_gb
         disk_free = partial(free_disk_bytes, config.state) if local else None
         evidence = EvidenceFiles(home / "usage")
+        rows = stack.enter_context(closing(BuilderStore(home / "builders.sqlite")))
+        builders = Builders(config, rows, Authority(home, now()), ledger.open, now)
         reconciler = Reconciler(ledger, provider, edge, room, metrics, now, evidence, disk_free)
         service = Service(
             config,
             room,
             ledger,
             reconciler,
-            trust.build(config, admin_sha256, signing, trusting, now),
+            trust.build(config, admin_sha256, builders_sha256, signing, trusting, now),
             tokens.Signer(signing),
             Logs(home / "logs"),
             evidence,
@@ -93,6 +99,7 @@ async def serve(config: Config, provider: Provider) -> None:
             now,
             provider.about,
             records,
+            builders,
         )
         server = _Server(
             uvicorn.Config(

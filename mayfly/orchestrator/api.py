@@ -17,15 +17,17 @@ from mayfly import __version__
 from mayfly.errors import InfrastructureError, MayflyError, NotFound, Unauthenticated, UsageError
 from mayfly.model import MIB, Outcome
 from mayfly.orchestrator import docker, metrics, page, trust_routes
-from mayfly.orchestrator.forms import KeyForm, LeaseForm, ReportForm, SizeForm, Stop
+from mayfly.orchestrator.forms import BuilderForm, KeyForm, LeaseForm, ReportForm, SizeForm, Stop
 from mayfly.orchestrator.rights import Admin, Asker, Holder, Reader, Serve, Who
 from mayfly.orchestrator.service import LONGEST_WAIT_S, Service
 from mayfly.wire import (
     AskedJson,
     BeatJson,
+    BuildersJson,
     BuildJson,
     LeaseJson,
     LoggedJson,
+    MadeBuilderJson,
     SizingJson,
     StatusJson,
     TokenJson,
@@ -66,9 +68,13 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/leases", status_code=201)
     async def lease_create(
-        form: LeaseForm, request: Request, service: Serve, who: Asker
+        form: LeaseForm, request: Request, service: Serve, who: Who
     ) -> AskedJson:
         """Ask for a runner. With the same Idempotency-Key the same lease is answered again."""
+        if form.builder:
+            who.require_builders()
+        else:
+            who.require_leasing()
         key = request.headers.get("idempotency-key", "")
         if len(key) > 200:
             raise UsageError("Idempotency-Key is longer than 200 characters")
@@ -124,6 +130,30 @@ def create_app(service: Service) -> FastAPI:
     ) -> None:
         """End the lease; nothing happens to one that has ended."""
         service.end(lease_id, outcome, f"ended by {who.name}")
+
+    @app.post("/v1/builders", status_code=201)
+    async def builder_create(form: BuilderForm, service: Serve, who: Asker) -> MadeBuilderJson:
+        """Make a builder for docker clients; `public_key` is its client's, where it has TLS."""
+        return await service.make_builder(form, who)
+
+    @app.get("/v1/builders")
+    async def builders(
+        service: Serve,
+        who: Who,
+        since: str = "",
+        wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0,
+    ) -> BuildersJson:
+        """Every builder, or the caller's own; with `since` and `wait_s`, as soon as the revision is
+        another one.
+        """
+        if not who.builders:
+            who.require_leasing()
+        return await service.builders.all(who, since, wait_s)
+
+    @app.delete("/v1/builders/{name}", status_code=204)
+    async def builder_remove(name: str, service: Serve, who: Asker) -> None:
+        """Remove a builder: what is connected is cut, its certificate opens nothing any more."""
+        service.remove_builder(name, who)
 
     @app.get("/v1/builds")
     async def builds(service: Serve, who: Asker) -> list[BuildJson]:
@@ -183,11 +213,14 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/token")
     async def token_get(
-        request: Request, service: Serve, scope: Annotated[list[str] | None, Query()] = None
+        request: Request,
+        serve: Serve,
+        scope: Annotated[list[str] | None, Query()] = None,
+        service: str = "",
     ) -> TokenJson:
         """Docker's token protocol, with a Mayfly token as the password of Basic."""
-        asked = docker.from_query(request.headers.get("authorization", ""), scope or [])
-        return await _registry_token(service, asked)
+        asked = docker.from_query(request.headers.get("authorization", ""), scope or [], service)
+        return await _registry_token(serve, asked)
 
     @app.post("/token")
     async def token_post(request: Request, service: Serve) -> TokenJson:

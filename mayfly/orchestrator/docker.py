@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 from mayfly.errors import UsageError
 from mayfly.registry.grants import Access, parse_scope
+from mayfly.registry.tokens import runner_of
 
 MIN_LIFE_S = 60
 """Clients take a shorter `expires_in` for this much anyway."""
@@ -21,18 +22,21 @@ MIN_LIFE_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request for a registry token. `credential` is empty when none was given."""
+    """A request for a registry token. `credential` is empty when none was given; `runner` is at
+    whose door it is to be shown, empty for the public one.
+    """
 
     credential: str
     scopes: tuple[Access, ...]
+    runner: str = ""
 
 
-def from_query(authorization: str, scopes: Sequence[str]) -> Asked:
-    """A GET: the Authorization header (Basic) and every `scope` parameter.
+def from_query(authorization: str, scopes: Sequence[str], service: str = "") -> Asked:
+    """A GET: the Authorization header (Basic), every `scope` parameter, and `service`.
 
     Raises `UsageError` for a scope that is not one.
     """
-    return Asked(_basic(authorization), parse_scope(" ".join(scopes)))
+    return Asked(_basic(authorization), parse_scope(" ".join(scopes)), runner_of(service))
 
 
 def from_form(body: bytes) -> Asked:
@@ -48,7 +52,8 @@ def from_form(body: bytes) -> Asked:
             f"grant_type {grant[:40]!r} is not known", hint="use password or refresh_token"
         )
     credential = fields.get(secrets[grant], [""])[0]
-    return Asked(credential, parse_scope(" ".join(fields.get("scope", []))))
+    scopes = parse_scope(" ".join(fields.get("scope", [])))
+    return Asked(credential, scopes, runner_of(fields.get("service", [""])[0]))
 
 
 def _basic(authorization: str) -> str:

@@ -9,7 +9,14 @@ from typing import Annotated
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from mayfly.errors import UsageError
 from mayfly.model import LeaseRequest, Outcome
@@ -83,6 +90,8 @@ Repository = Annotated[
 ]
 Phase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,31}$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)]
+BuilderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+"""Also the name of a file, and one that buildx takes."""
 Stop = Annotated[Outcome, AfterValidator(_stoppable)]
 
 
@@ -106,10 +115,28 @@ class LeaseForm(_Form):
     pipeline: Text = ""
     supersede: bool = False
     keep_min: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 0
+    builder: Text = ""
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})
         return LeaseRequest(**fields, spec=self.spec.spec() if self.spec else None)
+
+
+class BuilderForm(_Form):
+    """The body of `POST /v1/builders`: `uid` for a socket, or `public_key` (PEM) for TLS."""
+
+    name: BuilderName
+    repo: Annotated[str, AfterValidator(_repo)]
+    size: Text = ""
+    linger_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
+    uid: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
+    public_key: Annotated[str, Field(max_length=8192)] = ""
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> BuilderForm:
+        if (self.uid is None) == (not self.public_key):
+            raise ValueError("a builder has either a socket (uid) or a certificate (public_key)")
+        return self
 
 
 class SizeForm(_Form):

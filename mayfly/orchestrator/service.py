@@ -29,9 +29,10 @@ from mayfly.model import (
     Outcome,
 )
 from mayfly.orchestrator import docker, plan, retry, states, views, watch
+from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.evidence import EvidenceFiles
-from mayfly.orchestrator.forms import ReportForm, TokenForm
+from mayfly.orchestrator.forms import BuilderForm, ReportForm, TokenForm
 from mayfly.orchestrator.ledger import Ledger
 from mayfly.orchestrator.limits import Limits
 from mayfly.orchestrator.logs import Logs
@@ -51,6 +52,7 @@ from mayfly.wire import (
     BeatJson,
     BuildJson,
     LeaseJson,
+    MadeBuilderJson,
     NewTokenJson,
     SizingJson,
     StatusJson,
@@ -100,6 +102,7 @@ class Service:
         clock: Callable[[], datetime],
         about: Callable[[], Awaitable[About]],
         records: Records,
+        builders: Builders,
         *,
         new_id: Callable[[], str] = new_id,
     ) -> None:
@@ -115,6 +118,7 @@ class Service:
         self._clock = clock
         self._about = about
         self._records = records
+        self.builders = builders
         self._new_id = new_id
 
     async def verify(self, credential: str) -> Principal:
@@ -138,8 +142,13 @@ class Service:
 
         Raises `UsageError`, `TooBig` or `MachineUnfit` for the size, `Denied` for what the
         principal may not, `Conflict` for a key that was used with another request. An empty key
-        makes a new lease each time.
+        makes a new lease each time. A request for a builder gets what its record says, with the
+        rights of whoever made it, and ends the lease that it had: one builder is one runner. Raises
+        `NotFound` when there is no such builder.
         """
+        if asked_for.builder:
+            asked_for, maker = self.builders.lease_of(asked_for)
+            who = self.trust.named(maker, self._clock())
         terms = self._terms(asked_for, who)
         request = terms.request
         decision = await self._sized(request, terms.terms.largest)
@@ -162,6 +171,7 @@ class Service:
         key = key and f"{who.name}:{key}"
         lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
         if lease is asked:
+            self._end_others(lease)
             self._records.decided(lease, decision)
             for line in (*apart(lease), *explain.remarks(decision), *shortened(lease)):
                 self._ledger.tell(lease.id, line)
@@ -174,6 +184,24 @@ class Service:
             self._signer.page_token(lease.id, expires_at=end + PAGE_LIFE, now=now),
             self._config,
         )
+
+    def _end_others(self, lease: Lease) -> None:
+        name = lease.request.builder
+        for other in self.builders.leases(name) if name else ():
+            if other.id != lease.id:
+                self.end(other.id, Outcome.TERMINATED, f"builder {name} asked for another runner")
+
+    async def make_builder(self, form: BuilderForm, who: Principal) -> MadeBuilderJson:
+        """A new builder. Raises as `ask` does, else as `Builders.make`."""
+        terms = self._terms(LeaseRequest(form.repo, "", form.size), who)
+        await self._sized(terms.request, terms.terms.largest)
+        return self.builders.make(form, who, trusted=terms.trusted)
+
+    def remove_builder(self, name: str, who: Principal) -> None:
+        """Forget a builder and end its lease. Raises `NotFound`, also for somebody else's."""
+        self.builders.remove(name, who)
+        for lease in self.builders.leases(name):
+            self.end(lease.id, Outcome.CANCELLED, f"builder {name} was removed by {who.name}")
 
     async def lease(self, lease_id: str, who: Principal, since: str, wait_s: float) -> LeaseJson:
         """The lease, once its state is not `since`, or after `wait_s` seconds (25 at most)."""
@@ -416,22 +444,26 @@ class Service:
         """A token for as much of what was asked as the credential allows.
 
         That of a lease's holder is its runner's: it dies with the deadline, and is refused by the
-        edge once the runner is gone. Who may ask for leases of a repo may pull its images. Raises
+        edge once the runner is gone. So does one that is asked for at a runner's own door, by whom
+        it serves: it is for that runner, and for nothing that its lease may not do. Who may ask for
+        leases of a repo may pull its images. Raises
         `Unauthenticated` for a wrong credential, and for a lease that has no runner now.
         """
         now = self._clock()
         who = await self.trust.verify(asked.credential, now)
         end = now + timedelta(seconds=REGISTRY_TOKEN_S)
-        if who.admin:
+        if who.admin and not asked.runner:
             access = grants.intersect(asked.scopes, grants.EVERYTHING)
             token = self._signer.registry_token(who.name, access, now=now)
-        elif who.origin is not None or who.pulls:
+        elif (who.origin is not None or who.pulls) and not asked.runner:
             access = grants.intersect(asked.scopes, pullable(who, asked.scopes))
             token = self._signer.registry_token(who.name, access, now=now)
-        elif not who.lease:
+        elif not who.lease and not asked.runner:
             raise Unauthenticated("this token opens nothing in the registry")
         else:
-            lease = self._ledger.get(who.lease)
+            lease = self._ledger.get(who.lease or asked.runner.partition("-")[0])
+            if not who.lease and not (lease.runner == asked.runner and _serves(lease, who)):
+                raise Unauthenticated("this token opens nothing at this runner's door")
             if not states.is_ready(lease) or lease.deadline is None:
                 raise Unauthenticated(f"lease {lease.id} has no runner now")
             end = min(end, lease.deadline)
@@ -494,6 +526,16 @@ def pullable(who: Principal, scopes: Iterable[grants.Access]) -> tuple[grants.Ac
 
 def _granted(lease: Lease) -> tuple[grants.Access, ...]:
     return grants.for_lease(lease.request.repo, lease.terms.slot)
+
+
+def _serves(lease: Lease, who: Principal) -> bool:
+    """Whether who logs in at the door of the lease's runner may do there what the lease may: the
+    administrator, whoever it was granted to, and who is trusted with its repo anyway.
+    """
+    if who.admin or (who.origin is not None and lease.terms.principal == who.name):
+        return True
+    trusted = who.origin is not None and who.origin.vouched is True
+    return trusted and covers(who.origin.repos, lease.request.repo) if who.origin else False
 
 
 def _sees(who: Principal, lease: Lease) -> bool:

@@ -39,6 +39,22 @@ TICKET, PULL = "mayfly-ticket", "mayfly-pull"
 REGISTRY_TOKEN_S, GATEWAY_TOKEN_S = 300, 120
 
 
+SERVICE = "mayfly"
+
+
+def service(runner: str = "") -> str:
+    """Docker's `service`: for whom a token is wanted, the public address or a runner's own door.
+
+    So a docker client that logs in with a token of its own gets one that counts at that door.
+    """
+    return f"{SERVICE}:{runner}" if runner else SERVICE
+
+
+def runner_of(service: str) -> str:
+    """The runner that a `service` names; empty for the public address, and what is none of ours."""
+    return service.removeprefix(f"{SERVICE}:") if service.startswith(f"{SERVICE}:") else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Claims:
     """What a verified token says. `lease` is empty where the token is not a runner's, `origin`

@@ -25,9 +25,9 @@ from mayfly.stack.files import PUBLIC, place, read
 def ensure(config: Config, now: datetime) -> None:
     """Make what is missing below `config.state`; the folders of `users.FOLDERS` are there.
 
-    The edge's certificate is made anew when the names it must hold have changed, when it soon
-    ends, or when it is not this CA's; the CA only when it is missing or damaged. Raises
-    `OSError`, and what `own_certificate.ensure` does.
+    A program's certificate is made anew when the names it must hold have changed, when it soon
+    ends, or when it is not this CA's; the CA only when it is missing or damaged. Raises `OSError`,
+    and what `own_certificate.ensure` does.
     """
     keys, ca = config.state / "keys", config.state / "ca"
     token = kept(
@@ -35,6 +35,13 @@ def ensure(config: Config, now: datetime) -> None:
     )
     digest = hashlib.sha256(token.strip()).hexdigest().encode() + b"\n"
     place(keys / "admin.sha256", digest, owner=users.ORCHESTRATOR)
+    builders = kept(
+        keys / "builders.token",
+        f"mayfly_builders_{secrets.token_urlsafe(32)}\n".encode(),
+        users.BUILDERS,
+    )
+    digest = hashlib.sha256(builders.strip()).hexdigest().encode() + b"\n"
+    place(keys / "builders.sha256", digest, owner=users.ORCHESTRATOR)
     place(auth_file(config), docker_auth(config.registry_host, token.decode().strip()))
     http(config)
 
@@ -51,11 +58,13 @@ def ensure(config: Config, now: datetime) -> None:
     place(ca / "ca.crt", certificates.dump(ca_crt), mode=PUBLIC)
     # Alone in a folder: skopeo's --cert-dir refuses one that has a key beside it.
     place(config.state / "trust" / "ca.crt", certificates.dump(ca_crt), mode=PUBLIC)
-    edge_key = certificates.load_key(key(ca / "edge.key", users.EDGE))
-    edge_crt = certificates.load(read(ca / "edge.crt"))
-    if edge_crt is None or not certificates.serves(edge_crt, edge_key, names(config), ca_crt, now):
-        edge_crt = certificates.server(edge_key, names(config), ca_crt, ca_key, now)
-    place(ca / "edge.crt", certificates.dump(edge_crt), mode=PUBLIC)
+    for program, owner in (("edge", users.EDGE), ("builders", users.BUILDERS)):
+        own_key = certificates.load_key(key(ca / f"{program}.key", owner))
+        own_crt = certificates.load(read(ca / f"{program}.crt"))
+        serves = certificates.serves(own_crt, own_key, names(config), ca_crt, now)
+        if own_crt is None or not serves:
+            own_crt = certificates.server(own_key, names(config), ca_crt, ca_key, now)
+        place(ca / f"{program}.crt", certificates.dump(own_crt), mode=PUBLIC)
     own_certificate.ensure(config, now)
 
 

@@ -145,6 +145,18 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
             ready=Probe(run / "api" / "orchestrator.sock", "/healthz", frozenset({200})),
             version=version,
         ),
+        Service(
+            name="builders",
+            argv=(*python, "mayfly.builders"),
+            uid=users.BUILDERS,
+            cwd=config.state,
+            # What asyncssh wants to know, and no passwd entry says.
+            env={**base, "USER": "mayfly", "HOME": "/nonexistent"},
+            needs=code,
+            ready=Probe(run / "builders" / ".status", line="?"),
+            version=version,
+            stop_s=15,
+        ),
     ]
     return tuple(services)
 

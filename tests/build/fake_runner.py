@@ -138,7 +138,7 @@ async def fake_runner(
     async def registry(request: web.Request) -> web.StreamResponse:
         return web.Response(status=runner.registry)
 
-    app.router.add_get(f"/v1/leases/{LEASE}/ssh", relay)
+    app.router.add_get("/v1/leases/{lease}/ssh", relay)
     app.router.add_get("/v2/{path:.*}", registry)
     site_runner = web.AppRunner(app)
     await site_runner.setup()

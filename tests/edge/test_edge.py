@@ -113,6 +113,17 @@ def test_who_has_no_token_is_shown_the_way(stack: Stack) -> None:
     )
 
 
+def test_at_a_runners_door_the_way_leads_to_a_token_of_that_runner(stack: Stack, repo: str) -> None:
+    runner, _ = stack.runner(repo)
+    answer = stack.curl("/v2/", port=stack.host.ports[runner])
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == (
+        f'Bearer realm="https://{stack.address}/token",service="mayfly:{runner}"'
+    )
+    admin = stack.signer.registry_token("admin", grants.EVERYTHING, now=datetime.now(UTC))
+    assert stack.curl("/v2/", token=admin, port=stack.host.ports[runner]).status == 401
+
+
 def test_nothing_of_a_request_gets_into_the_headers_of_a_refusal(stack: Stack) -> None:
     answer = stack.curl("/v2/o/blobs/uploads/?from=a%0d%0aX-Own:1%22", "-X", "POST")
     assert answer.status == 401

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ import pytest
 from mayfly import config as configuration
 from mayfly import golden
 from mayfly.config import Config
+from mayfly.errors import MachineUnfit
 from mayfly.host import network
 from mayfly.vm.client import DialClient
 from tests.stack_fixture import free_port
@@ -36,6 +38,8 @@ CONFIG = """\
 state = "{state}"
 [server]
 listen = "127.0.0.1:{port}"
+[builders]
+listen = "127.0.0.1:{builders}"
 [network]
 subnet = "198.19.0.0/16"
 [pool]
@@ -172,7 +176,8 @@ def running_farm(
     folder = Path(tempfile.mkdtemp(prefix="mayfly-farm-", dir="/var/tmp"))
     folder.chmod(0o711)
     file = folder / "mayfly.toml"
-    file.write_text(CONFIG.format(state=folder / "state", port=free_port()))
+    ports = {"port": free_port(), "builders": free_port()}
+    file.write_text(CONFIG.format(state=folder / "state", **ports))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAYFLY_", "CI_"))}
     env |= {"MAYFLY_CONFIG": str(file), **(settings or {})}
     if cache := os.environ.get("MAYFLY_CACHE"):
@@ -275,6 +280,25 @@ def context(busybox: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return make
+
+
+@pytest.fixture
+def emulator(farm: Farm) -> Iterator[None]:
+    """What runs arm64 here; a machine without it says what to install, and that is done."""
+    refused = farm.mayfly(
+        "base", "push", "debian", "--platform", "linux/arm64", check=False, timeout_s=1500
+    )
+    if refused.returncode == 0:
+        yield
+        return
+    assert refused.returncode == MachineUnfit.exit_status, refused.stderr
+    mend = re.search(r" - (apt-get) (install) (qemu-user-static)$", refused.stderr, re.M)
+    assert mend is not None, refused.stderr
+    subprocess.run([*mend.groups(), "-qq", "--yes"], check=True, timeout=300)
+    try:
+        yield
+    finally:
+        subprocess.run(["apt-get", "purge", "-qq", "--yes", mend[3]], check=True, timeout=300)
 
 
 @pytest.fixture(autouse=True)

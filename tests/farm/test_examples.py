@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mayfly.errors import MachineUnfit
 from tests.farm.conftest import Farm
 
 pytestmark = [pytest.mark.vm, pytest.mark.services, pytest.mark.long, pytest.mark.timeout(3600)]
@@ -112,25 +110,6 @@ def test_an_example_is_built_cold_and_then_from_cache_and_does_what_it_says(
     changed = steps(farm.mayfly(*words, folder, timeout_s=LONGEST_S).stderr)
     assert [ok for step, ok in changed.items() if dependencies in step] == [True]
     assert [ok for step, ok in changed.items() if source in step] == [False]
-
-
-@pytest.fixture
-def emulator(farm: Farm) -> Iterator[None]:
-    """What runs arm64 here; a machine without it says what to install, and that is done."""
-    refused = farm.mayfly(
-        "base", "push", "debian", "--platform", "linux/arm64", check=False, timeout_s=LONGEST_S
-    )
-    if refused.returncode == 0:
-        yield
-        return
-    assert refused.returncode == MachineUnfit.exit_status, refused.stderr
-    mend = re.search(r" - (apt-get) (install) (qemu-user-static)$", refused.stderr, re.M)
-    assert mend is not None, refused.stderr
-    subprocess.run([*mend.groups(), "-qq", "--yes"], check=True, timeout=300)
-    try:
-        yield
-    finally:
-        subprocess.run(["apt-get", "purge", "-qq", "--yes", mend[3]], check=True, timeout=300)
 
 
 @pytest.mark.usefixtures("emulator")

@@ -19,6 +19,8 @@ from mayfly.errors import Unreachable
 from mayfly.model import GIB, Desired, Lease, LeaseRequest, Observed, Operation, Runner, Size
 from mayfly.orchestrator import reconcile, states, trust
 from mayfly.orchestrator.api import create_app
+from mayfly.orchestrator.authority import Authority
+from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.events import Hub
 from mayfly.orchestrator.evidence import EvidenceFiles
 from mayfly.orchestrator.ledger import Ledger
@@ -29,6 +31,7 @@ from mayfly.orchestrator.service import Service
 from mayfly.orchestrator.sizing.records import Records
 from mayfly.orchestrator.trust.pipelines import Pipelines
 from mayfly.registry import tokens
+from mayfly.store.builders import BuilderStore
 from mayfly.store.leases import LeaseStore
 from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
@@ -37,6 +40,7 @@ from mayfly.vm.fake import Fake
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 ADMIN = "mayfly_admin_" + "a" * 43
+BUILDERS = "mayfly_builders_" + "b" * 43
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 LADDER = {
     "t1": {"cpu": 1, "memory_gb": 1, "disk_gb": 4},
@@ -177,7 +181,9 @@ async def farm(
         Metrics(),
     )
     past, spool = past or MetricsStore("mem://"), Spool(home / "spool")
+    rows = BuilderStore(home / "builders")
     admin, trusting = hashlib.sha256(ADMIN.encode()).hexdigest(), TrustStore(home / "trust")
+    program = hashlib.sha256(BUILDERS.encode()).hexdigest()
     records = Records(past, spool, room, metrics, clock, config.metrics)
     ledger = Ledger(store, Hub(), metrics, records.closed)
     evidence = EvidenceFiles(home / "usage")
@@ -187,7 +193,7 @@ async def farm(
         room,
         ledger,
         reconciler,
-        trust.build(config, admin, SIGNING, trusting, clock, pipelines=pipelines),
+        trust.build(config, admin, program, SIGNING, trusting, clock, pipelines=pipelines),
         tokens.Signer(SIGNING),
         Logs(home / "logs"),
         evidence,
@@ -195,6 +201,7 @@ async def farm(
         clock,
         provider.about,
         records,
+        Builders(config, rows, Authority(home, clock()), ledger.open, clock),
     )
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
     loops = [records.run(), *([reconciler.run()] if reconciling else [])]
@@ -213,6 +220,7 @@ async def farm(
             with suppress(asyncio.CancelledError):
                 await loop
         await past.close()
+        rows.close()
         spool.close()
         store.close()
         trusting.close()

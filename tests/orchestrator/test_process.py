@@ -33,6 +33,7 @@ def state(tmp_path: Path) -> Path:
     (tmp_path / "keys" / "lease.key").write_bytes(SIGNING)
     digest = hashlib.sha256(ADMIN.encode()).hexdigest()
     (tmp_path / "keys" / "admin.sha256").write_text(f"{digest}\n")
+    (tmp_path / "keys" / "builders.sha256").write_text(f"{digest}\n")
     (tmp_path / "run" / "edge").mkdir(parents=True)
     return tmp_path
 

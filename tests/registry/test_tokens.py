@@ -46,6 +46,13 @@ def test_a_runner_token_says_who_what_and_until_when() -> None:
     assert claims.expires_at == LATER.replace(microsecond=0)
 
 
+@given(st.from_regex(r"[a-z][a-z0-9]{7}-[0-9]{1,3}", fullmatch=True), st.text())
+def test_a_service_names_a_runners_door_or_the_public_address(runner: str, other: str) -> None:
+    assert tokens.runner_of(tokens.service(runner)) == runner
+    assert tokens.runner_of(tokens.service()) == ""
+    assert tokens.runner_of(other) == "" or other.startswith("mayfly:")
+
+
 @given(st.floats(min_value=2, max_value=1e9))
 def test_a_runner_token_never_outlives_its_lease(life_s: float) -> None:
     deadline = NOW + timedelta(seconds=life_s)

@@ -21,7 +21,7 @@ from tests.stack_fixture import curl, free_port, temporary_state
 
 pytestmark = pytest.mark.services
 
-PROGRAMS = ("s3", "registry", "host", "edge", "orchestrator")
+PROGRAMS = ("s3", "registry", "host", "edge", "orchestrator", "builders")
 
 
 @pytest.fixture
@@ -80,6 +80,7 @@ def test_up_again_after_a_kill_down_and_nothing_left(config: Config) -> None:
         "host": users.ROOT,
         "edge": users.EDGE,
         "orchestrator": users.ORCHESTRATOR,
+        "builders": users.BUILDERS,
     }
 
     with pytest.raises(Conflict, match="already running"):
@@ -128,7 +129,12 @@ def test_beside_somebody_elses_registry_no_registry_and_no_bucket_run(config: Co
     config = config.model_copy(update={"registry": registry})
     status = stack.up(config, True, print)
     assert status is not None
-    assert tuple(service.name for service in status.services) == ("host", "edge", "orchestrator")
+    assert tuple(service.name for service in status.services) == (
+        "host",
+        "edge",
+        "orchestrator",
+        "builders",
+    )
     ca = str(config.state / "trust" / "ca.crt")
     assert curl("--cacert", ca, f"{config.url}/healthz").status == 200
     answer = curl("--cacert", ca, f"{config.url}/v2/")

@@ -76,7 +76,7 @@ def test_zot_that_is_gone_is_said(state: Path, zot: Path) -> None:
 def test_nothing_runs_beside_somebody_elses_registry(state: Path) -> None:
     wanted = config(state, **EXTERNAL)
     table = lifecycle.make_state(wanted, datetime.now(UTC))
-    assert [service.name for service in table] == ["host", "edge", "orchestrator"]
+    assert [service.name for service in table] == ["host", "edge", "orchestrator", "builders"]
     assert not (state / "s3" / "ports.json").exists()
     assert not (state / "registry" / "kind").exists()
 

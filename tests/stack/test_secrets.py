@@ -27,6 +27,8 @@ OWNERS = {
     "ca/ca.crt": (0, 0o644),
     "ca/edge.key": (users.EDGE, 0o600),
     "ca/edge.crt": (0, 0o644),
+    "ca/builders.key": (users.BUILDERS, 0o600),
+    "ca/builders.crt": (0, 0o644),
     "trust/ca.crt": (0, 0o644),
     "keys/lease.key": (users.ORCHESTRATOR, 0o600),
     "keys/lease.pub": (0, 0o644),
@@ -34,6 +36,8 @@ OWNERS = {
     "keys/gateway.jwks": (0, 0o644),
     "keys/gateway.pub": (0, 0o644),
     "keys/admin.sha256": (users.ORCHESTRATOR, 0o600),
+    "keys/builders.token": (users.BUILDERS, 0o600),
+    "keys/builders.sha256": (users.ORCHESTRATOR, 0o600),
     "registry/http.secret": (users.REGISTRY, 0o600),
 }
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from mayfly.config import Config
-from mayfly.errors import ConfigError, Unauthenticated
+from mayfly.errors import ConfigError, Denied, Unauthenticated
 from mayfly.orchestrator.trust import oidc, static
-from mayfly.orchestrator.trust.own import HINT, admin, lease_holder, reader
+from mayfly.orchestrator.trust.own import ADMIN, HINT, admin, builders, lease_holder, reader
 from mayfly.orchestrator.trust.pipelines import Pipelines
 from mayfly.orchestrator.trust.principal import Origin, Principal, Verify, covers
 from mayfly.orchestrator.trust.woodpecker import Woodpecker, pull_tickets, tickets
@@ -58,6 +58,19 @@ class Trust:
                 return principal
         raise Unauthenticated("unknown kind of token", hint=HINT)
 
+    def named(self, name: str, now: datetime) -> Principal:
+        """The administrator, or whom a static token was given to, by the principal's name.
+
+        Raises `Denied` when the token was taken back, `Unauthenticated` when it has expired.
+        """
+        if name == ADMIN:
+            return Principal(ADMIN, admin=True)
+        kind, _, own = name.partition(":")
+        found = next((one for one in self.store.given(kind) if one.name == own), None)
+        if found is None:
+            raise Denied(f"the {kind} {own!r} was revoked", hint="see `mayfly token ls`")
+        return static.principal(found, now)
+
     def seen(self, origin: Origin | None) -> bool:
         """Whether the commit of this origin was seen on a trusted branch of its repo."""
         if origin is None or not (origin.repo and origin.commit):
@@ -68,6 +81,7 @@ class Trust:
 def build(
     config: Config,
     admin_sha256: str,
+    builders_sha256: str,
     signing: bytes,
     store: TrustStore,
     clock: Callable[[], datetime],
@@ -88,6 +102,7 @@ def build(
             raise ConfigError([f"oidc.{name}.ca = {options.ca!r}: {error}"]) from None
     verifiers = (
         admin(admin_sha256),
+        builders(builders_sha256),
         static.verifier(store),
         tickets(Verifier(public, tokens.TICKET), asked),
         pull_tickets(Verifier(public, tokens.PULL), asked, config.trust),

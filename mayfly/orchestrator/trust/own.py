@@ -1,4 +1,6 @@
-"""The verifiers of what this farm has given out itself: admin token, page and lease tokens."""
+"""The verifiers of what this farm has given out itself: to its administrator, its own programs, the
+readers of pages and the holders of leases.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,10 @@ from mayfly.registry import tokens
 from mayfly.registry.tokens import Verifier
 
 ADMIN_PREFIX = "mayfly_admin_"
+BUILDERS_PREFIX = "mayfly_builders_"
+
+ADMIN = "admin"
+"""The administrator's name as a principal; all other names have a kind and a colon in front."""
 
 _ADMIN = "MAYFLY_TOKEN must be what the farm's own `admin.token` holds"
 
@@ -30,7 +36,21 @@ def admin(sha256_hex: str) -> Verify:
         presented = hashlib.sha256(credential.encode()).hexdigest()
         if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
             raise Unauthenticated("the admin token is not this farm's", hint=_ADMIN)
-        return Principal("admin", admin=True)
+        return Principal(ADMIN, admin=True)
+
+    return verify
+
+
+def builders(sha256_hex: str) -> Verify:
+    """The token of the program that relays docker clients; hashed and compared as `admin`'s."""
+
+    async def verify(credential: str, now: datetime) -> Principal | None:
+        if not credential.startswith(BUILDERS_PREFIX):
+            return None
+        presented = hashlib.sha256(credential.encode()).hexdigest()
+        if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
+            raise Unauthenticated("the builders' token is not this farm's")
+        return Principal("builders", builders=True)
 
     return verify
 

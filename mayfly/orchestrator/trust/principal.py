@@ -48,7 +48,8 @@ class Principal:
 
     `lease` is empty for anyone but a lease's holder; `reads` is a build that may be read, and
     nothing else. With an `origin` it may ask for leases, and sees its own only. `pulls` is a repo
-    whose images it may pull, and `pulls_slot` which of those that are not trusted.
+    whose images it may pull, and `pulls_slot` which of those that are not trusted. `builders` is
+    the program that relays docker clients: it reads builders and asks for their leases.
     """
 
     name: str
@@ -58,11 +59,17 @@ class Principal:
     origin: Origin | None = None
     pulls: str = ""
     pulls_slot: str = ""
+    builders: bool = False
 
     def require_admin(self) -> None:
         """Raises `Denied` unless this is the administrator."""
         if not self.admin:
             raise Denied("this needs the admin token", hint="set MAYFLY_TOKEN")
+
+    def require_builders(self) -> None:
+        """Raises `Denied` unless this is the builders' program."""
+        if not self.builders:
+            raise Denied("a builder's leases are asked for by the program that serves it")
 
     def require_leasing(self) -> None:
         """Raises `Denied` unless this may ask for leases, of whatever repo."""
