@@ -30,6 +30,7 @@ from mayfly import tools
 from mayfly.build import bake, buildx, check, declared, dockerfile, pair, progress, repo
 from mayfly.build import result as results
 from mayfly.build import stdin as standard_input
+from mayfly.build.again import again as goes_on
 from mayfly.build.args import BuildArgs, parse
 from mayfly.build.holding import Api, Show, held, patiently, ready, still_ready
 from mayfly.build.mask import Mask
@@ -357,6 +358,8 @@ async def _connection(
             for line in () if again else granted.warnings:
                 show(line)
             caches = await asked
+            if again or view["attempt"] > 1:
+                args, caches = goes_on(args, caches)
             folder.write_plan(buildx.plan(args, caches))
             connect_s = time.monotonic() - started_at
             ran = await progress.run(
