@@ -13,11 +13,12 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import asyncssh
 
 from mayfly.build import ssh
+from mayfly.build.terminal import writer
 from mayfly.errors import Denied
 from mayfly.wire import LeaseJson
 
@@ -63,17 +64,6 @@ async def shell(api: Api, build: str, command: str | None, *, terminal: bool) ->
         finally:
             with suppress(OSError):
                 os.set_blocking(0, True)  # who shares it with us does not expect less
-
-
-def writer(stream: BinaryIO) -> ssh.Take:
-    """What passes bytes on to a stream; one whose reader is gone is no fault of the command's."""
-
-    def write(data: bytes) -> None:
-        with suppress(OSError, ValueError):
-            stream.write(data)
-            stream.flush()
-
-    return write
 
 
 def given() -> int:

@@ -9,8 +9,9 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import BinaryIO
 
 CURSOR_ON = b"\x1b[?25h"
 KEPT_BYTES = 64 * 1024
@@ -76,3 +77,14 @@ def show(data: bytes) -> None:
     with suppress(OSError, ValueError):
         sys.stderr.buffer.write(data)
         sys.stderr.buffer.flush()
+
+
+def writer(stream: BinaryIO) -> Callable[[bytes], None]:
+    """What passes bytes on to a stream; one whose reader is gone is no fault of the command's."""
+
+    def write(data: bytes) -> None:
+        with suppress(OSError, ValueError):
+            stream.write(data)
+            stream.flush()
+
+    return write

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mayfly import flow
 from mayfly.build.progress import Ran
-from mayfly.build.shell import writer
+from mayfly.build.terminal import writer
 from mayfly.config import Config
 from mayfly.run import artifacts, ignored
 from mayfly.run.request import STAGE, Run

@@ -15,17 +15,21 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from mayfly.build import progress, ssh
+from mayfly.build import pair, progress
 from mayfly.build.holding import Api, Show, held, patiently, ready
 from mayfly.build.result import Attempt, Result
-from mayfly.build.shell import writer
 from mayfly.build.stop import signals, stoppable
+from mayfly.build.terminal import writer
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError
 from mayfly.model import BuildSpec, LeaseRequest, Outcome
 from mayfly.run import artifacts, ignored
 from mayfly.run.request import STAGE, Run
+
+if TYPE_CHECKING:  # loaded while the runner is made
+    from mayfly.build import ssh
 
 HOME = "/scratch/home"
 HERE = f"{HOME}/src"
@@ -39,10 +43,10 @@ async def run(wanted: Run, api: Api, config: Config, show: Show) -> tuple[Result
 
     Raises as `flow.build` does. A lost connection is not made again: the command has gone with it.
     """
-    key = ssh.new_key()
+    keys = pair.new()
     asked = LeaseRequest(
         repo=wanted.repo,
-        ssh_public_key=ssh.public_line(key),
+        ssh_public_key=keys.public,
         size=wanted.args.size,
         ref=wanted.ref,
         event=wanted.event,
@@ -59,6 +63,9 @@ async def run(wanted: Run, api: Api, config: Config, show: Show) -> tuple[Result
         progress.uploading(partial(holder.append_log, lease)) as log,
     ):
         show(f"build {lease} of {wanted.repo}: {page}")
+        from mayfly.build import ssh
+
+        key = ssh.loaded(keys)
         view = await ready(holder, lease, show)
         times = {name: view["timings_s"].get(name, 0.0) for name in ("queue", "ready")}
         began_s = time.monotonic()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mayfly import flow
-from mayfly.build import ssh
+from mayfly.build import pair, ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
 from mayfly.run import request, story
-from tests.build.fake_runner import fake_runner
+from tests.build.fake_runner import fake_runner, pair_of
 from tests.farm.conftest import busybox as busybox
 from tests.farm.elsewhere import USER, Elsewhere, elsewhere
 from tests.flow.fake_farm import FakeFarm
@@ -60,7 +60,7 @@ async def test_a_command_in_an_image_and_what_comes_back(
     key, lines = ssh.new_key(), list[str]()
     with elsewhere(tmp_path / "there") as there, pytest.MonkeyPatch.context() as patch:
         config = configuration(there)
-        patch.setattr(ssh, "new_key", lambda: key)
+        patch.setattr(pair, "new", lambda: pair_of(key))
 
         async def run(*command: str, **options: Any) -> story.Ended:
             asked = request.Options(repo="team/box", image=BOX, **options)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from mayfly import flow
-from mayfly.build import ssh
+from mayfly.build import pair, ssh
 from mayfly.config import Config
 from mayfly.errors import Cancelled, InfrastructureError, UsageError
 from mayfly.model import Outcome
 from mayfly.run import image, inside, request, story
 from mayfly.run.request import Options, Run
-from tests.build.fake_runner import FakeRunner, fake_runner
+from tests.build.fake_runner import FakeRunner, fake_runner, pair_of
 from tests.build.test_ssh import echo
 from tests.flow.fake_farm import FakeFarm
 
@@ -78,7 +78,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 @pytest.fixture
 async def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeRunner]:
     made, buildkit = ssh.new_key(), tmp_path / "buildkitd.sock"
-    monkeypatch.setattr(ssh, "new_key", lambda: made)
+    monkeypatch.setattr(pair, "new", lambda: pair_of(made))
     there = tmp_path / "there"
     enter = f"mkdir -p {there} && cd {there} && export HOME={there} && "
     monkeypatch.setattr(inside, "ENTER", enter)
