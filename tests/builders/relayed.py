@@ -115,8 +115,11 @@ class Docker:
     async def say(self, text: bytes) -> bytes:
         """What comes back; empty when the connection is closed instead."""
         self.writer.write(text)
-        async with asyncio.timeout(5):
-            return await self.reader.read(65536)
+        try:
+            async with asyncio.timeout(5):
+                return await self.reader.read(65536)
+        except ConnectionError:  # it was closed just now, with our words under way
+            return b""
 
     async def closed(self) -> None:
         """Until the other side has closed."""
