@@ -94,8 +94,9 @@ async def test_a_refused_token_and_an_absent_edge_are_told_apart(tmp_path: Path)
         with pytest.raises(Denied, match="HTTP 403"):
             async with ssh.connect(there.relay(token="stale"), key):
                 pytest.fail("the edge was passed without a token")
+        there.absent = 1
         with pytest.raises(InfrastructureError, match="HTTP 404"):
-            async with ssh.connect(there.relay(lease="other"), key):
+            async with ssh.connect(there.relay(), key):
                 pytest.fail("there is no such lease")
     with pytest.raises(Unreachable, match="does not answer"):
         async with ssh.connect(there.relay(), key):
