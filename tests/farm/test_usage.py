@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient
 
 from mayfly.model import GIB, MIB
 from tests.farm.conftest import Farm
@@ -117,14 +119,38 @@ def test_a_build_that_outgrows_its_size_is_given_more(farm: Farm, context: Conte
 def test_a_build_that_only_waits_for_memory_is_out_of_memory(
     farm: Farm, python_base: str, tmp_path: Path
 ) -> None:
+    """On a disk as slow as one that others use as well: what is read again is waited for."""
     (tmp_path / "thrash.py").write_text(THRASH)
-    run = "timeout 200 python3 /thrash.py"
+    run = "timeout 300 python3 /thrash.py"
     (tmp_path / "Dockerfile").write_text(f"FROM {python_base}\nCOPY thrash.py /\nRUN {run}\n")
     (tmp_path / ".build-spec.ncl").write_text("{ oom_retry = false }")
-    status, row, said = build(farm, "thrash", tmp_path)
-    assert (status, row["outcome"]) == (5, "oom"), said
+    repo = ("--mayfly-repo", "team/thrash", "--mayfly-size", "t1", "--mayfly-no-grow")
+    build = farm.start("build", *repo, "--progress=plain", tmp_path)
+    (lease,) = farm.until(farm.leases)
+    farm.until(lambda: "holds" in farm.mayfly("logs", lease["id"]).stdout, 200)
+    vm = farm.config.state / "vms" / f"{lease['id']}-1"
+    asyncio.run(slow_down(vm / "qemu/qmp.sock"))
+    _, said = build.communicate(timeout=200)
+    row = farm.json("status")["builds"][0]
+    assert (build.returncode, row["outcome"]) == (5, "oom"), said
     (attempt,) = row["attempts"]
     assert attempt["oom_kills"] == 0, said
-    print(row["reason"])
     assert "made no progress for" in row["reason"] and "growth is turned off" in row["reason"]
     assert "memory_gb = 2" in said.splitlines()[-1]
+
+
+async def slow_down(monitor: Path) -> None:
+    """Let a VM's scratch disk read 40 times a second (QMP, `block_set_io_throttle`)."""
+    client = QMPClient("test")
+    await client.connect(str(monitor))
+    anonymous = "/machine/peripheral-anon"
+    devices: Any = await client.execute("qom-list", {"path": anonymous})
+    for item in devices:
+        path = f"{anonymous}/{item['name']}"
+        if item["type"] == "child<virtio-blk-pci>":
+            drive = await client.execute("qom-get", {"path": path, "property": "drive"})
+            if drive == "scratch":
+                none = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_wr"), 0)
+                limits = {"id": f"{path}/virtio-backend", "iops_rd": 40, **none}
+                await client.execute("block_set_io_throttle", limits)
+    await client.disconnect()
