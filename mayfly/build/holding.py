@@ -109,8 +109,8 @@ async def ready(api: Api, lease: str, show: Show) -> LeaseJson:
             view = await patiently(lambda: api.lease(lease, wait_s=POLL_S, since=state))  # noqa: B023
             state = view["state"]
             if state == "ready" and view["runner"]:
-                if view["attempt"] > 1:  # what became of the finished steps is among the last news
-                    await asyncio.wait({telling}, timeout=NEWS_S)
+                # A runner may be there before we have listened to what there is to say of it.
+                await asyncio.wait({telling}, timeout=NEWS_S)
                 return view
             if state in OVER:
                 raise await _ending(api, view)

@@ -254,15 +254,15 @@ class Service:
         return [self._view(lease, who) for lease in self._ledger.open() if _sees(who, lease)]
 
     async def events(self, lease_id: str) -> AsyncIterator[Event | None]:
-        """The state and the progress lines so far, then news until the lease is closed.
+        """The progress lines so far and the state, then news until the lease is closed.
 
         None comes every 10 s without news, so that whoever carries this sees it is alive.
         """
         with self._ledger.hub.listen(lease_id) as news:
             state = states.word(self._ledger.get(lease_id))
-            yield Event("state", state)
             for line in self._ledger.hub.lines(lease_id):
                 yield Event("progress", line)
+            yield Event("state", state)
             while state != states.ENDED:
                 try:
                     async with asyncio.timeout(KEEP_ALIVE_S):
