@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mayfly.build.args import BuildArgs
-from mayfly.build.cache import Cache
 from mayfly.build.flags import BUILD, split
+
+if TYPE_CHECKING:  # it loads what asks registries
+    from mayfly.build.cache import Cache
 
 NO_CACHE = "no-cache"
 IMPORTS = "cache-from"
 
-Caches = Mapping[str, Cache]
+Caches: TypeAlias = "Mapping[str, Cache]"
 
 
 def again(args: BuildArgs, caches: Caches) -> tuple[BuildArgs, Caches]:

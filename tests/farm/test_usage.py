@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from qemu.qmp import QMPClient
 
 from mayfly.model import GIB, MIB
 from tests.farm.conftest import Farm
@@ -16,26 +14,6 @@ from tests.farm.conftest import Farm
 pytestmark = [pytest.mark.vm, pytest.mark.services]
 
 Context = Callable[[str], Path]
-
-THRASH = """\
-import mmap, os
-
-PAGE, FILE, LEFT = 4096, 100 << 20, 60 << 20
-available = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) * 1024
-with open("/file", "wb") as file:
-    for _ in range(FILE >> 20):
-        file.write(bytes(1 << 20))
-    file.flush()
-    os.fsync(file.fileno())
-held = b"\\1" * (available - LEFT)
-print("holds", len(held) >> 20, "MiB", flush=True)
-with open("/file", "rb") as file:
-    pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    pages.madvise(mmap.MADV_RANDOM)
-    while True:
-        pages[::PAGE]
-"""
-"""Holds nearly all memory, and reads over and over what does not fit into the rest."""
 
 EATER = "dd if=/dev/zero of=/dev/null bs=1500M count=1"
 """More than a t1 has, in one buffer."""
@@ -113,44 +91,3 @@ def test_a_build_that_outgrows_its_size_is_given_more(farm: Farm, context: Conte
     assert (attempt["size"], attempt["oom_kills"]) == ("t1", 0)
     assert GIB < attempt["granted_memory_bytes"] <= 2 * GIB
     assert attempt["peak_memory_bytes"] > GIB
-
-
-@pytest.mark.long
-def test_a_build_that_only_waits_for_memory_is_out_of_memory(
-    farm: Farm, python_base: str, tmp_path: Path
-) -> None:
-    """On a disk as slow as one that others use as well: what is read again is waited for."""
-    (tmp_path / "thrash.py").write_text(THRASH)
-    run = "timeout 300 python3 /thrash.py"
-    (tmp_path / "Dockerfile").write_text(f"FROM {python_base}\nCOPY thrash.py /\nRUN {run}\n")
-    (tmp_path / ".build-spec.ncl").write_text("{ oom_retry = false }")
-    repo = ("--mayfly-repo", "team/thrash", "--mayfly-size", "t1", "--mayfly-no-grow")
-    build = farm.start("build", *repo, "--progress=plain", tmp_path)
-    (lease,) = farm.until(farm.leases)
-    farm.until(lambda: "holds" in farm.mayfly("logs", lease["id"]).stdout, 200)
-    vm = farm.config.state / "vms" / f"{lease['id']}-1"
-    asyncio.run(slow_down(vm / "qemu/qmp.sock"))
-    _, said = build.communicate(timeout=200)
-    row = farm.json("status")["builds"][0]
-    assert (build.returncode, row["outcome"]) == (5, "oom"), said
-    (attempt,) = row["attempts"]
-    assert attempt["oom_kills"] == 0, said
-    assert "made no progress for" in row["reason"] and "growth is turned off" in row["reason"]
-    assert "memory_gb = 2" in said.splitlines()[-1]
-
-
-async def slow_down(monitor: Path) -> None:
-    """Let a VM's scratch disk read 40 times a second (QMP, `block_set_io_throttle`)."""
-    client = QMPClient("test")
-    await client.connect(str(monitor))
-    anonymous = "/machine/peripheral-anon"
-    devices: Any = await client.execute("qom-list", {"path": anonymous})
-    for item in devices:
-        path = f"{anonymous}/{item['name']}"
-        if item["type"] == "child<virtio-blk-pci>":
-            drive = await client.execute("qom-get", {"path": path, "property": "drive"})
-            if drive == "scratch":
-                none = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_wr"), 0)
-                limits = {"id": f"{path}/virtio-backend", "iops_rd": 40, **none}
-                await client.execute("block_set_io_throttle", limits)
-    await client.disconnect()

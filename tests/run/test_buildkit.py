@@ -83,7 +83,7 @@ async def test_a_command_in_an_image_and_what_comes_back(
                 assert said.out == b"data\n.\n..\nsrc\n0\na b\n"
                 assert said.err == b"oops\n", "nothing of BuildKit's"
                 assert (here / "out/deep/a.xml").read_text() == "made\n"
-                assert lines == [lines[0], "warning: refused 'out/link': it is no plain file"]
+                assert lines[2:] == ["warning: refused 'out/link': it is no plain file"]
                 assert farm.log == said.out + said.err or b"oops" in farm.log
 
                 again = await run("sh", "-c", SCRIPT + "exit 0")

@@ -52,8 +52,8 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
     )
     users.make_folders(config.state)
     text = settings.write(config).read_text()
-    orchestrator = services.table(config, None, settings.file(config))[-1]
-    assert orchestrator.name == "orchestrator"
+    table = services.table(config, None, settings.file(config))
+    (orchestrator,) = (each for each in table if each.name == "orchestrator")
     told = load({**orchestrator.env, "MAYFLY_CONFIG": str(settings.file(config))})
     assert (told.metrics.password, told.woodpecker.token) == ("hush", "hush")
     assert "hush" not in text
