@@ -57,7 +57,7 @@ def test_image_cache_and_base_are_in_somebody_elses_registry_and_the_runner_has_
         with running_farm(settings) as farm:
             status = running(farm.config)
             assert status is not None
-            assert [s.name for s in status.services] == ["host", "edge", "orchestrator"]
+            assert [s.name for s in status.services] == ["host", "edge", "orchestrator", "builders"]
             assert farm.json("status")["registry"] == f"{there.host}/acme"
 
             folder = context("echo made > /made")
