@@ -34,6 +34,8 @@ from mayfly.host import network
 from mayfly.vm.client import DialClient
 from tests.stack_fixture import free_port
 
+SUBNET = os.environ.get("MAYFLY_TEST_SUBNET", "198.19.0.0/16")
+
 CONFIG = """\
 state = "{state}"
 [server]
@@ -41,7 +43,7 @@ listen = "127.0.0.1:{port}"
 [builders]
 listen = "127.0.0.1:{builders}"
 [network]
-subnet = "198.19.0.0/16"
+subnet = "{subnet}"
 [pool]
 cpu_weight = 100
 [lease]
@@ -177,7 +179,7 @@ def running_farm(
     folder.chmod(0o711)
     file = folder / "mayfly.toml"
     ports = {"port": free_port(), "builders": free_port()}
-    file.write_text(CONFIG.format(state=folder / "state", **ports))
+    file.write_text(CONFIG.format(state=folder / "state", subnet=SUBNET, **ports))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAYFLY_", "CI_"))}
     env |= {"MAYFLY_CONFIG": str(file), **(settings or {})}
     if cache := os.environ.get("MAYFLY_CACHE"):
