@@ -47,9 +47,11 @@ class Timeline:
     """What a plain log says, line by line. A vertex's first line is its name, and output of the
     user's own commands carries a time stamp, so nothing here can be said by a Dockerfile.
 
+    `began`: BuildKit has said something of the build, not buildx alone (whose line is #0).
     `unread` are the references of images that a step wanted to read and did not.
     """
 
+    began: bool = False
     push_s: float = 0.0
     cache_s: float = 0.0
     cached: int = 0
@@ -71,6 +73,7 @@ class Timeline:
             return
         index, text = match["index"], match["text"]
         name = self._names.setdefault(index, text)
+        self.began = self.began or index != "0"
         if text.startswith("ERROR: ") and (image := _IMAGE.match(name)):
             self.unread.append(image["reference"])
         if text == "CACHED":

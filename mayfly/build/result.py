@@ -20,6 +20,9 @@ from mayfly.model import OUTCOME_EXIT, Outcome
 from mayfly.wire import LeaseJson
 
 DIGEST = "containerimage.digest"
+BEGIN_S = 3.0
+"""What BuildKit gives a build to begin (its control/gateway/gateway.go). Where machine and VM have
+little time to run, that is too short for the first build after a VM woke, and not for the next."""
 AGAIN = "connecting again to the same VM, where finished steps are CACHED"
 
 
@@ -27,8 +30,9 @@ AGAIN = "connecting again to the same VM, where finished steps are CACHED"
 class Attempt:
     """What one runner did for the build. `error` says what BuildKit has not said already.
 
-    `lost`: the way to the runner's BuildKit broke, or never came about. `timings_s` is empty when
-    buildx did not run. `reconnects` counts the connections before the last one.
+    `lost`: the way to the runner's BuildKit broke or never came about, or BuildKit never began the
+    build. `timings_s` is empty when buildx did not run. `reconnects` counts the connections before
+    the last one.
     """
 
     size: str
@@ -106,7 +110,7 @@ def attempt(
         digest=digest_in(read_metadata(metadata)) if ran.status == 0 else "",
         timings_s={name: round(seconds, 3) for name, seconds in times.items()},
         error=error,
-        lost=ran.status != 0 and not alive,
+        lost=ran.status != 0 and (not alive or stalled(ran)),
     )
 
 
@@ -117,6 +121,13 @@ def half_written(attempt: Attempt) -> Attempt:
         hint="build again, or write to a file: -o type=…,dest=FILE",
     )
     return replace(attempt, error=error)
+
+
+def stalled(ran: Ran) -> bool:
+    """Whether buildx gave up, no sooner than BuildKit does, on a build that never began. What is
+    wrong with the caller's own words buildx says at once.
+    """
+    return ran.status > 0 and not ran.timeline.began and ran.seconds >= BEGIN_S
 
 
 def judge(ran: Ran, *, alive: bool, unreadable: str = "") -> tuple[Outcome, MayflyError | None]:
@@ -131,6 +142,11 @@ def judge(ran: Ran, *, alive: bool, unreadable: str = "") -> tuple[Outcome, Mayf
     if not alive or ran.status < 0:
         return Outcome.INFRASTRUCTURE, InfrastructureError(
             "the connection to the runner's BuildKit was lost", hint="build again"
+        )
+    if stalled(ran):
+        return Outcome.INFRASTRUCTURE, InfrastructureError(
+            "the runner's BuildKit did not begin the build in time",
+            hint="its machine has too much to do: see `mayfly status`, and build again",
         )
     if ran.timeline.push_failed:
         return Outcome.NOT_PUBLISHED, NotPublished(

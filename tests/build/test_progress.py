@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.build import progress
-from mayfly.build.result import digest_in, judge
+from mayfly.build.result import BEGIN_S, digest_in, judge
 from mayfly.errors import Unreachable
 from mayfly.model import Outcome
 
@@ -133,6 +133,29 @@ def test_an_outcome_is_judged_by_structure(
     assert found is outcome
     said_by_buildkit = outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
     assert (error is None) is said_by_buildkit, "BuildKit's own message stays the last"
+
+
+ONLY_BUILDX = b"""#0 building with "mayfly" instance using remote driver
+
+ERROR: failed to build: NotFound: forwarding Ping: no such job x
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "outcome"),
+    [
+        (ONLY_BUILDX, BEGIN_S, Outcome.INFRASTRUCTURE),
+        (b"", BEGIN_S, Outcome.INFRASTRUCTURE),
+        (ONLY_BUILDX, BEGIN_S - 0.1, Outcome.FAILED),
+        (ONLY_BUILDX + b"#1 [internal] load build definition\n", 60.0, Outcome.FAILED),
+    ],
+)
+def test_a_build_that_buildkit_never_began_is_not_the_users_fault(
+    text: bytes, seconds: float, outcome: Outcome
+) -> None:
+    """Bad words of the caller end buildx at once; BuildKit gives up on what does not begin."""
+    ran = progress.Ran(1, seconds, _timeline(text))
+    assert judge(ran, alive=True)[0] is outcome
 
 
 def test_a_registry_that_does_not_answer_is_not_the_users_fault() -> None:

@@ -61,6 +61,14 @@ def test_an_emulator_that_does_not_work_is_not_believed(tmp_path: Path) -> None:
         foreign.emulation("riscv64", [conf(tmp_path, tmp_path / "qemu")])
 
 
+def namespaces() -> bool:
+    """Whether a user namespace can be made here."""
+    return subprocess.run(["unshare", "--user", "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(
+    not namespaces(), reason="no user namespace can be made, as in a chroot (unshare(2))"
+)
 def test_a_command_has_its_status_and_the_machine_stays_unchanged(tmp_path: Path) -> None:
     """In the namespaces root is root of every file, and only there is anything registered."""
     emulator = tmp_path / "emulator"
