@@ -14,6 +14,8 @@ from collections.abc import Iterable
 
 SHORTEST = 3
 INSTEAD = "********"
+_ANCHOR = 16
+"""Bytes by which the beginning of a long value is looked for."""
 
 
 class Mask:
@@ -24,8 +26,6 @@ class Mask:
         # The longest first: of two that begin alike the longer one is to go, and not its beginning.
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
         self._pattern = re.compile(b"|".join(map(re.escape, self._forms)) or rb"(?!)")
-        self._beginnings = {form[:n] for form in self._forms for n in range(1, len(form))}
-        self._longest = max(map(len, self._forms), default=0)
 
     def text(self, text: str) -> str:
         """`text` without the values."""
@@ -48,8 +48,7 @@ class Mask:
 
     def _held(self, data: bytes) -> int:
         """The length of the longest end of `data` that a value begins with."""
-        longest = min(self._longest - 1, len(data))
-        return next((n for n in range(longest, 0, -1) if data[-n:] in self._beginnings), 0)
+        return max((_begun(form, data) for form in self._forms), default=0)
 
 
 class Stream:
@@ -68,6 +67,22 @@ class Stream:
         """What was still held back."""
         shown, self._rest = self._mask.split(self._rest, last=True)
         return shown
+
+
+def _begun(form: bytes, data: bytes) -> int:
+    """The length of the longest end of `data` that is the beginning of `form`, and not all of it.
+
+    A value may be a whole file, so its beginnings are not written down: they would be as many as it
+    has bytes.
+    """
+    end, anchor = data[-(len(form) - 1) :], form[:_ANCHOR]
+    at = end.find(anchor)
+    while at >= 0:
+        if form.startswith(end[at:]):
+            return len(end) - at
+        at = end.find(anchor, at + 1)
+    shorter = range(min(len(anchor) - 1, len(end)), 0, -1)
+    return next((n for n in shorter if end.endswith(form[:n])), 0)
 
 
 def _forms(secret: str) -> Iterable[bytes]:

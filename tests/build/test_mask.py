@@ -24,6 +24,14 @@ def test_pieces_are_masked_as_the_whole_is(values: list[str], text: str, cuts: l
     assert shown.decode() == mask.text(text)
 
 
+@given(st.text("ab", min_size=17, max_size=24), st.lists(st.integers(1, 24), max_size=6))
+def test_a_long_value_that_begins_again_and_again_is_masked(value: str, ends: list[int]) -> None:
+    mask = Mask([value])
+    stream, pieces = Stream(mask), [value[:end].encode() for end in ends]
+    shown = b"".join([*map(stream.feed, pieces), stream.end()])
+    assert shown.decode() == mask.text(b"".join(pieces).decode())
+
+
 @given(VALUES, WHOLE)
 def test_no_line_of_a_value_is_left(values: list[str], text: str) -> None:
     shown = Mask(values).text(text)
@@ -58,3 +66,13 @@ def test_the_form_of_docker_configuration_is_known_too() -> None:
 def test_bytes_that_are_no_text_pass() -> None:
     stream = Stream(Mask(["secret"]))
     assert stream.feed(b"\xff\xfe secret\n") + stream.end() == b"\xff\xfe ********\n"
+
+
+def test_a_value_may_be_a_large_file() -> None:
+    """Its beginnings, written down, would not fit into any memory."""
+    line = bytes(range(256)).hex() * 200
+    secret = "\n".join([line, *(f"{n:08}" * 8 for n in range(200))])
+    stream = Stream(Mask([secret]))
+    said = f"a {line} b {base64.b64encode(secret.encode()).decode()} c".encode()
+    shown = b"".join(stream.feed(said[at : at + 9973]) for at in range(0, len(said), 9973))
+    assert shown + stream.end() == f"a {INSTEAD} b {INSTEAD} c".encode()
