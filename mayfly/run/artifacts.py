@@ -70,12 +70,15 @@ def asked_for(path: str, patterns: Sequence[str]) -> bool:
     parts = PurePosixPath(path).parts
     for pattern in patterns:
         wanted = PurePosixPath(pattern).parts
-        if len(parts) >= len(wanted) and all(
-            fnmatchcase(part, one.replace("[", "[[]"))
-            for part, one in zip(parts, wanted, strict=False)
-        ):
+        if len(parts) >= len(wanted) and all(map(_fits, parts, wanted)):
             return True
     return False
+
+
+def _fits(part: str, wanted: str) -> bool:
+    """As a shell has it: no `*` or `?` stands for the dot that hides a file."""
+    hidden = part.startswith(".") and not wanted.startswith(".")
+    return not hidden and fnmatchcase(part, wanted.replace("[", "[[]"))
 
 
 def take(source: IO[bytes], patterns: Sequence[str], folder: Path, below: str = "") -> Taken:

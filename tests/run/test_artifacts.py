@@ -43,6 +43,14 @@ def test_what_was_asked_for_is_written_over_what_is_there(tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.txt", "out"]
 
 
+def test_a_star_brings_no_hidden_files_unless_they_are_asked_for(tmp_path: Path) -> None:
+    hostile = [(".git/hooks/post-checkout", b"x"), (".bashrc", b"x"), ("out/.hidden", b"x")]
+    taken = artifacts.take(tar(*hostile), ("*",), tmp_path)
+    assert taken.files == ["out/.hidden"] and len(taken.refused) == 2
+    taken = artifacts.take(tar(*hostile), (".ba*", "out/?hidden"), tmp_path)
+    assert taken.files == [".bashrc"]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
