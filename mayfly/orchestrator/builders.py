@@ -115,15 +115,15 @@ class Builders:
             "builders": [self._view(one) for one in self._store.all() if _sees(who, one)],
         }
 
-    def lease_of(self, request: LeaseRequest) -> tuple[LeaseRequest, str]:
-        """What is leased for a request that names a builder, and the name of the principal who made
-        it: the record says it all but the key. Raises `NotFound`.
+    def lease_of(self, request: LeaseRequest) -> tuple[LeaseRequest, Builder]:
+        """What is leased for a request that names a builder, and the record, which says it all but
+        the key. Raises `NotFound`.
         """
         builder = self._store.get(request.builder)
         asked = replace(
             request, repo=builder.repo, size=builder.size, event=EVENT, spec=SPEC, grow=True
         )
-        return asked, builder.principal
+        return asked, builder
 
     def leases(self, name: str) -> tuple[Lease, ...]:
         """Its leases that have not ended, oldest first: one, or none."""

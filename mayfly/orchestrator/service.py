@@ -147,8 +147,8 @@ class Service:
         `NotFound` when there is no such builder.
         """
         if asked_for.builder:
-            asked_for, maker = self.builders.lease_of(asked_for)
-            who = self.trust.named(maker, self._clock())
+            asked_for, builder = self.builders.lease_of(asked_for)
+            who = self.trust.named(builder.principal, builder.created_at, self._clock())
         terms = self._terms(asked_for, who)
         request = terms.request
         decision = await self._sized(request, terms.terms.largest)

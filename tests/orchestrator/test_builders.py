@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,11 @@ async def test_a_static_token_makes_builders_of_its_repos_on_its_own_terms(f: Fa
         assert answer.status_code == status
     # It goes with its token, and not before.
     await f.api.revoke_token("ci")
+    with pytest.raises(Denied, match="'ci' was revoked"):
+        await program.ask(request("one"), "")
+    # Another token of that name is another's word, and may be trusted with more.
+    f.clock.now += timedelta(seconds=1)
+    await f.api.give_token("ci", ["team/*"], trusted=True, life_s=None)
     with pytest.raises(Denied, match="'ci' was revoked"):
         await program.ask(request("one"), "")
     await f.api.remove_builder("one")

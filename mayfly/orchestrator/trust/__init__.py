@@ -58,16 +58,18 @@ class Trust:
                 return principal
         raise Unauthenticated("unknown kind of token", hint=HINT)
 
-    def named(self, name: str, now: datetime) -> Principal:
-        """The administrator, or whom a static token was given to, by the principal's name.
+    def named(self, name: str, since: datetime, now: datetime) -> Principal:
+        """The administrator, or whom a static token was given to, by the principal's name as it was
+        at `since`.
 
-        Raises `Denied` when the token was taken back, `Unauthenticated` when it has expired.
+        Raises `Denied` when the token was taken back, also where another has its name by now;
+        `Unauthenticated` when it has expired.
         """
         if name == ADMIN:
             return Principal(ADMIN, admin=True)
         kind, _, own = name.partition(":")
         found = next((one for one in self.store.given(kind) if one.name == own), None)
-        if found is None:
+        if found is None or found.created_at > since:
             raise Denied(f"the {kind} {own!r} was revoked", hint="see `mayfly token ls`")
         return static.principal(found, now)
 
