@@ -331,12 +331,14 @@ def strangers(leases: Iterable[Lease], facts: Facts) -> tuple[str, ...]:
 def superseded(leases: Iterable[Lease], by: Lease) -> tuple[Lease, ...]:
     """The running builds that the younger one `by` makes needless: of the same repo, ref, event,
     target and trust, of another pipeline (steps of one do not end each other), where it asks for
-    that and its ref is known.
+    that and its ref is known. A ref may be no more than claimed: what is not trusted ends only what
+    has its own slot.
     """
 
     def kind(lease: Lease) -> tuple[object, ...]:
         asked = lease.request
-        return (asked.repo, asked.ref, asked.event, asked.target, lease.trusted)
+        trust = (lease.trusted, lease.terms.slot)
+        return (asked.repo, asked.ref, asked.event, asked.target, trust)
 
     wanted = by.request
     if not (wanted.supersede and wanted.ref):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.model import Desired, LeaseRequest, Outcome
+from mayfly.model import Desired, LeaseRequest, Outcome, Terms
 from mayfly.orchestrator import states
 from mayfly.orchestrator.plan import superseded
 from tests.orchestrator.leases import KEY, NOW, configuration, farm, lease
@@ -54,6 +54,14 @@ def test_anything_else_goes_on(request_: dict[str, Any]) -> None:
 
 def test_trust_is_not_mixed() -> None:
     assert superseded([replace(older(), trusted=False)], YOUNGER) == ()
+
+
+def test_whoever_is_not_trusted_ends_nobody_elses_builds_by_claiming_their_ref() -> None:
+    mine, theirs = Terms(slot="token-ci"), Terms(slot="12")
+    by = replace(YOUNGER, trusted=False, terms=mine)
+    others = replace(older(), trusted=False, terms=theirs)
+    own = replace(older(), trusted=False, terms=mine)
+    assert superseded([others, own, by], by) == (own,)
 
 
 def test_one_that_has_ended_or_is_younger_stays_as_it_is() -> None:

@@ -46,11 +46,14 @@ log = structlog.get_logger("orchestrator.oidc")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a forge calls things: claims and events by our words, the path of its key set."""
+    """What a forge calls things: claims and events by our words, the path of its key set, and what
+    stands in front of a branch's name in its `ref`.
+    """
 
     keys: str
     claims: Mapping[str, str]
     events: Mapping[str, str]
+    branches: str = "refs/heads/"
 
 
 _ACTIONS = {
@@ -91,6 +94,7 @@ KINDS: Mapping[str, Kind] = {
             "merge_request_event": "pull_request",
             "external_pull_request_event": "pull_request",
         },
+        branches="",
     ),
 }
 """Forgejo's issuer is `https://HOST/api/actions`, GitHub's
@@ -119,7 +123,8 @@ def origin(options: Issuer, claims: Mapping[str, Any]) -> tuple[Origin, str]:
     if pull:  # whatever the event: what is built there is a pull request's
         event = "pull_request"
     on_branch = event not in ("pull_request", "tag", "release") and not is_tag
-    branch = ref.removeprefix("refs/heads/") if on_branch else ""
+    # A branch may itself be called refs/heads/main: what is behind our prefix is no other branch.
+    branch = ref.removeprefix(kind.branches) if on_branch else ""
     found = Origin(
         repos=(repo,),
         event=event,

@@ -236,6 +236,9 @@ GITLAB = {"project_path": "acme/sub/app", "sha": COMMIT, "pipeline_id": "1"}
             0,
             False,
         ),
+        ("gitlab", {"pipeline_source": "push", "ref": "refs/heads/main"}, "push", "", 0, False),
+        ("github", {"event_name": "push", "ref": "refs/heads/refs/heads/main"}, "push", "", 0,
+         False),
         (
             "gitlab",
             {"pipeline_source": "trigger", "ref": "main", "ref_type": "branch"},
