@@ -28,7 +28,9 @@ from mayfly.registry import grants
 BY_COMMIT = frozenset({"tag", "release"})
 """Events that are on no branch: what counts is where their commit was seen."""
 
-_LONGEST_SLUG = 40
+_LONGEST_SLUG, _DIGITS = 38, 16
+"""Characters of a slot's readable part, and of the digest behind it: whoever names a branch looks
+for one whose digest is another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +140,13 @@ def slot(who: Principal) -> str:
 
 
 def _slug(text: str) -> str:
-    """A piece of a repository's name: readable, and by a digest never another text's."""
+    """A piece of a repository's name: readable, and never another text's. A text that is such a
+    piece already stands for itself; all others have a digest behind a dot, which no such text has.
+    """
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_LONGEST_SLUG].strip("-")
     if plain == text:
         return plain
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    return f"{plain}-{digest}" if plain else digest
+    return f"{plain or 'x'}.{hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"
 
 
 def _pushing(decision: Decision) -> Decision:

@@ -148,6 +148,13 @@ def test_two_branches_share_no_slot(one: str, two: str) -> None:
     assert len(slots) == len({one, two})
 
 
+@pytest.mark.parametrize("name", ["Feature/X", "é", "a" * 80])
+def test_no_branch_can_be_called_as_anothers_slot(name: str) -> None:
+    slot = policy.slot(who(replace(PUSH, branch=name)))
+    copied = slot.removeprefix("branch-")
+    assert policy.slot(who(replace(PUSH, branch=copied))) != slot
+
+
 def test_another_repo_is_refused_and_named() -> None:
     with pytest.raises(Denied, match=r"#7 may not build team/other - it may build team/app: see"):
         decide(PUSH, replace(ASKED, repo="team/other"))
