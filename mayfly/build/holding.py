@@ -82,7 +82,7 @@ async def held(
     except asyncio.CancelledError as error:
         with suppress(MayflyError, TimeoutError):
             asked = await asyncio.wait_for(asking, ENDING_S)
-            await _give_back(api, asked["id"], stop.reason or error)
+            await _give_back(api.holding(asked["token"]), asked["id"], stop.reason or error)
         raise
     lease, holder = asked["id"], api.holding(asked["token"])
     beats = asyncio.create_task(_heartbeats(lease, holder, every_s, stop))

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mayfly.config import Config
-from mayfly.errors import Denied, InfrastructureError, UsageError
+from mayfly.errors import Conflict, Denied, InfrastructureError, UsageError
 from mayfly.model import Builder, BuildSpec, Lease, LeaseRequest
 from mayfly.orchestrator import states, views
 from mayfly.orchestrator.authority import Authority
@@ -29,6 +29,9 @@ EVENT = "builder"
 that waits for somebody to connect says little about what a build needs."""
 
 IDLE = "idle"
+
+MOST = 100
+"""Builders of one principal: each has a door, and a line in every list."""
 
 SPEC = BuildSpec(oom_retry=False)
 """A docker client knows nothing of a second attempt: its connection is to one runner."""
@@ -56,9 +59,9 @@ class Builders:
     def make(self, form: BuilderForm, who: Principal, *, trusted: bool) -> MadeBuilderJson:
         """A new builder, on disk; its leases have the rights of `who`.
 
-        Raises `Conflict` for a name that is taken, `Denied` for a pipeline's credential, which ends
-        before a builder does, and `UsageError` for a key that is none, or for TLS where the farm
-        serves none. Repo and size have been looked at.
+        Raises `Conflict` for a name that is taken and for one more than `MOST`, `Denied` for a
+        pipeline's credential, which ends before a builder does, and `UsageError` for a key that is
+        none, or for TLS where the farm serves none. Repo and size have been looked at.
         """
         if not who.admin and (who.origin is None or who.origin.vouched is None):
             raise Denied(
@@ -68,8 +71,14 @@ class Builders:
             raise UsageError(
                 "this farm serves no builders by TLS", hint="set builders.listen, or use a socket"
             )
+        own = [one for one in self._store.all() if one.principal == who.name]
+        if len(own) >= MOST:
+            raise Conflict(
+                f"{who.name} has {len(own)} builders", hint="remove one: see `mayfly builder ls`"
+            )
         now = self._clock()
         issued = self._authority.issue(form.public_key, form.name, now) if form.public_key else None
+        authority = _ca(self._config.state) if issued else ""
         linger_s = form.linger_s if form.linger_s is not None else self._config.builders.linger_s
         builder = Builder(
             name=form.name,
@@ -88,7 +97,7 @@ class Builders:
         return {
             "builder": self._view(builder),
             "certificate": issued.pem if issued else "",
-            "ca": _ca(self._config.state) if issued else "",
+            "ca": authority,
         }
 
     def remove(self, name: str, who: Principal) -> None:

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from mayfly.errors import Conflict, Denied, NotFound, TooBig, UsageError
+from mayfly.build.holding import held
+from mayfly.build.stop import stoppable
+from mayfly.errors import Conflict, Denied, InfrastructureError, NotFound, TooBig, UsageError
 from mayfly.model import Builder, LeaseRequest, Outcome
 from mayfly.orchestrator import reconcile
 from mayfly.orchestrator.authority import Authority
 from mayfly.registry import tokens
 from mayfly.store.builders import BuilderStore
+from mayfly.wire import AskedJson
 from tests.orchestrator.leases import ADMIN, BUILDERS, KEY, NOW, SIGNING, Farm, configuration, farm
 
 
@@ -61,6 +66,35 @@ async def test_a_builders_lease_is_what_its_record_says(f: Farm) -> None:
         await program.ask(request("one"), "m")
     with pytest.raises(NotFound, match="there is no builder 'one'"):
         await f.api.remove_builder("one")
+
+
+async def test_who_is_ended_while_asking_gives_the_lease_back(
+    f: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own token ends no lease: that takes the lease's."""
+    await f.api.make_builder("one", "team/app", uid=1000)
+    program, there, answered = f.api.holding(BUILDERS), asyncio.Event(), asyncio.Event()
+    ask = program.ask
+
+    async def slow(wanted: LeaseRequest, key: str) -> AskedJson:
+        asked = await ask(wanted, key)
+        there.set()
+        await answered.wait()
+        return asked
+
+    async def hold() -> None:
+        async with stoppable() as stop, held(program, request("one"), every_s=60, stop=stop):
+            pytest.fail("it was ended before")
+
+    monkeypatch.setattr(program, "ask", slow)
+    holding = asyncio.create_task(hold())
+    await asyncio.wait_for(there.wait(), 5)
+    holding.cancel()
+    answered.set()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    (lease,) = f.ledger.recent(9)
+    assert lease.outcome is Outcome.INTERNAL
 
 
 async def test_who_may(f: Farm) -> None:
@@ -160,6 +194,28 @@ async def test_a_name_that_is_taken_and_a_size_that_does_not_fit(tmp_path: Path)
         with pytest.raises(TooBig):
             await f.api.make_builder("two", "team/app", "t3", uid=0)
         assert [b["name"] for b in (await f.api.builders())["builders"]] == ["one"]
+
+
+async def test_nobody_makes_builders_without_end(f: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mayfly.orchestrator.builders.MOST", 2)
+    mine = f.api.holding(
+        (await f.api.give_token("ci", ["team/*"], trusted=False, life_s=None))["token"]
+    )
+    for name in ("one", "two"):
+        await mine.make_builder(name, "team/app", uid=0)
+    with pytest.raises(Conflict, match="token:ci has 2 builders"):
+        await mine.make_builder("three", "team/app", uid=0)
+    await f.api.make_builder("three", "team/app", uid=0)
+
+
+async def test_one_whose_certificate_cannot_be_given_is_not_made(f: Farm) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with pytest.raises(InfrastructureError, match=r"ca\.crt cannot be read"):  # a farm without one
+        await f.api.make_builder("one", "team/app", public_key=pem.decode())
+    assert (await f.api.builders())["builders"] == []
 
 
 async def test_no_tls_where_the_farm_serves_none(tmp_path: Path) -> None:
