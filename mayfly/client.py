@@ -251,8 +251,8 @@ class Client:
         return cast(list[LeaseJson], (await self._call("GET", "/v1/leases")).json())
 
     async def builders(self, *, wait_s: float = 0, since: str = "") -> BuildersJson:
-        """Every builder, as soon as the revision is not `since`, or after `wait_s` seconds (25 at
-        most); for the administrator and the program that serves them.
+        """Every builder that the token may see, as soon as the revision is not `since`, or after
+        `wait_s` seconds (25 at most).
         """
         wait_s = min(wait_s, LONGEST_WAIT_S)
         answer = await self._call(
@@ -273,10 +273,10 @@ class Client:
         uid: int | None = None,
         public_key: str = "",
     ) -> MadeBuilderJson:
-        """Make a builder (admin) with a socket for the user `uid`, or with TLS for the client
-        whose key (P-256, PEM) this is the public half of.
+        """Make a builder with a socket for the user `uid`, or with TLS for the client whose key
+        (P-256, PEM) this is the public half of; its leases have the rights of this token.
 
-        Raises `Conflict` for a name that is taken, `UsageError`, `TooBig`.
+        Raises `Conflict` for a name that is taken, `UsageError`, `TooBig`, `Denied`.
         """
         form = {"name": name, "repo": repo, "size": size, "linger_s": linger_s, "uid": uid}
         form |= {"public_key": public_key}
@@ -284,8 +284,8 @@ class Client:
         return cast(MadeBuilderJson, answer.json())
 
     async def remove_builder(self, name: str) -> None:
-        """Remove a builder (admin). Raises `NotFound`."""
-        await self._call("DELETE", f"/v1/builders/{quote(name, safe='')}")
+        """Remove a builder. Raises `NotFound`, also for one that the token may not see."""
+        await self._call("DELETE", f"/v1/builders/{_part(name, 'builder', 'mayfly builder ls')}")
 
     async def builds(self) -> list[BuildJson]:
         """The last builds that the token may see, youngest first."""

@@ -331,6 +331,10 @@ class Runner:
     cold: str = ""
 
 
+BUILDER_NAME = r"[a-z][a-z0-9_-]{0,31}"
+"""What a builder may be called, as a pattern: its name is also a file's, and one that buildx takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Builder:
     """What docker clients know as a buildx builder: one runner while anything is connected.

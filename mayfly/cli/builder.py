@@ -92,7 +92,8 @@ def create(
 def rm(name: Name) -> None:
     """Remove a builder: what is connected is cut, its certificate opens nothing any more.
 
-    buildx here is told too, and the files that `create` made are removed.
+    buildx here is told too, and the files that `create` made are removed, also where the farm
+    knows no such builder any more.
 
     \b
     Example:
@@ -100,8 +101,13 @@ def rm(name: Name) -> None:
     """
     from mayfly.cli import docker_side
     from mayfly.cli.farm import ask
+    from mayfly.errors import NotFound
 
-    ask(lambda farm: farm.remove_builder(name))
+    try:
+        ask(lambda farm: farm.remove_builder(name))
+    except NotFound:
+        if not docker_side.forget(name, os.environ):
+            raise
     docker_side.forget(name, os.environ)
     show(f"builder {name} is removed")
 

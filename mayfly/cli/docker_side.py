@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -26,6 +27,7 @@ from mayfly import flow
 from mayfly.build import repo as repos
 from mayfly.client import Client
 from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError, UsageError
+from mayfly.model import BUILDER_NAME
 from mayfly.registry import grants
 from mayfly.wire import BuilderJson, MadeBuilderJson
 
@@ -90,6 +92,10 @@ def wanted(
     cwd: Path,
 ) -> Wanted:
     """Raises `UsageError` for what cannot be."""
+    if not _is_name(name):
+        raise UsageError(
+            f"{name!r} is no name for a builder", hint="use a-z 0-9 _ -, a letter first, 32 at most"
+        )
     link = Path(os.path.abspath(cwd / named_socket)) if named_socket else None  # noqa: PTH100 - links stay
     if link is not None and tls:
         raise UsageError("--socket and --tls exclude each other", hint="give one of them")
@@ -225,9 +231,13 @@ async def _there(path: Path, builder: BuilderJson) -> None:
         await asyncio.sleep(0.05)
 
 
-def forget(name: str, environ: Mapping[str, str]) -> None:
-    """Take away what there is of it on this side; another builder of buildx's stays. Idempotent."""
+def forget(name: str, environ: Mapping[str, str]) -> bool:
+    """Take away what there is of it on this side; another builder of buildx's stays. Whether there
+    was anything; idempotent.
+    """
     folder = docker_folder(environ) / "mayfly" / name
+    if not _is_name(name) or not folder.is_dir():
+        return False
     with suppress(OSError):
         endpoint = (folder / ENDPOINT).read_text().strip()
         link = Path(endpoint.removeprefix("unix://"))
@@ -237,6 +247,11 @@ def forget(name: str, environ: Mapping[str, str]) -> None:
             with suppress(MayflyError):
                 _run((*buildx(environ), "rm", name), environ)
     shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(BUILDER_NAME, name) is not None
 
 
 def _instance(name: str, environ: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from mayfly.errors import UsageError
-from mayfly.model import LeaseRequest, Outcome
+from mayfly.model import BUILDER_NAME, LeaseRequest, Outcome
 from mayfly.orchestrator.trust.principal import PATTERN
 from mayfly.registry.grants import LONGEST_NAME, REPOSITORY, check_repo
 from mayfly.spec import SpecForm
@@ -90,8 +90,7 @@ Repository = Annotated[
 ]
 Phase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,31}$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)]
-BuilderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-"""Also the name of a file, and one that buildx takes."""
+BuilderName = Annotated[str, StringConstraints(pattern=f"^{BUILDER_NAME}$")]
 Stop = Annotated[Outcome, AfterValidator(_stoppable)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,11 @@ import pytest
 
 from mayfly import users
 from mayfly.builders.service import Builders
-from mayfly.cli import docker_side
+from mayfly.cli import builder, docker_side
+from mayfly.client import Client
 from mayfly.config import Builders as Builders_
 from mayfly.config import Config
-from mayfly.errors import Conflict, UsageError
+from mayfly.errors import Conflict, NotFound, UsageError
 from mayfly.stack import secrets
 from tests.builders.relayed import relayed
 from tests.orchestrator.leases import LADDER, Farm, farm
@@ -114,6 +115,29 @@ async def test_what_is_made_is_known_to_buildx_and_goes_without_a_trace(side: Si
     docker_side.forget("one", side.environ)
 
 
+async def test_one_that_the_farm_has_forgotten_goes_from_this_side_too(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await side.make()
+    await side.f.api.remove_builder("one")
+
+    def ask(question: Callable[[Client], Awaitable[None]]) -> None:
+        raise NotFound("there is no such builder")
+
+    monkeypatch.setattr("mayfly.cli.farm.ask", ask)
+    for name, value in side.environ.items():
+        monkeypatch.setenv(name, value)
+    for other in ("two", "..", "", "."):
+        with pytest.raises(NotFound):
+            builder.rm(other)
+    assert side.folder.is_dir()
+    builder.rm("one")
+    assert not side.folder.exists()
+    assert not side.instance.exists()
+    with pytest.raises(NotFound):
+        builder.rm("one")
+
+
 async def test_without_a_name_of_ones_own_the_link_is_beside_dockers_configuration(
     side: Side,
 ) -> None:
@@ -198,7 +222,9 @@ async def test_without_buildx_the_line_is_printed(side: Side) -> None:
         ({"named_socket": "x.sock", "tls": True}, "exclude each other"),
         ({"named_socket": "."}, "there is something already"),
         ({"named_socket": "no/such/x.sock"}, "there is no folder"),
-        ({"name": "x" * 90}, "too long for a socket's path"),
+        ({"name": "x" * 33}, "no name for a builder"),
+        ({"name": "../one"}, "no name for a builder"),
+        ({"named_socket": "x" * 90}, "too long for a socket's path"),
         ({"repo": "base/app"}, "names below 'base' are Mayfly's own"),
     ],
 )
