@@ -332,7 +332,7 @@ class Runner:
 
 
 BUILDER_NAME = r"[a-z][a-z0-9_-]{0,31}"
-"""What a builder may be called, as a pattern: its name is also a file's, and one that buildx takes."""
+"""What a builder may be called, as a pattern: also a file name, and one that buildx takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@
 
 The step itself succeeds however the command ends: a step that fails leaves nothing that could be
 copied, and reports belong to failed tests. It is never taken from a cache. Its output comes as
-JSON, each piece with the stream that it was written to, and is passed on there.
+JSON, each piece with the stream that it was written to, and is passed on there. Values of --env
+reach it as secrets: a step's name, which has its command in it, is kept with the build's usage.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ STDOUT = 1
 _RUN = f"[{STAGE} "
 _FROM = re.compile(r"\[[^\]]*\] (?:load metadata for|FROM) (?P<reference>\S+)")
 
+VALUE = "MAYFLY_VALUE_"
+"""Variables of buildx, and of the step, that hold the values of --env."""
+
 KEEP = """\
-"$@"
+{environment}"$@"
 status=$?
 mkdir -p /{ours}/files && echo "$status" > /{ours}/status || exit 1
 cd /src || exit 1
@@ -55,12 +59,26 @@ exit 0
 
 def dockerfile(run: Run) -> str:
     """The Dockerfile of the command. Pure."""
-    script = KEEP.format(ours=OURS, artifacts=artifacts.shell_words(run.artifacts))
-    step = json.dumps(["/bin/sh", "-c", script, "mayfly", *run.words])
+    held = {name: f"{VALUE}{number}" for number, name in enumerate(run.env)}
+    mounts = "".join(f"--mount=type=secret,id={it},env={it},required " for it in held.values())
+    script = KEEP.format(
+        environment=_environment(held),
+        ours=OURS,
+        artifacts=artifacts.shell_words(run.artifacts),
+    )
+    step = json.dumps(["/bin/sh", "-c", script, "mayfly", *run.command])
     return (
-        f"FROM {run.image} AS {STAGE}\nUSER 0\nWORKDIR /src\nCOPY . .\nRUN {step}\n"
+        f"FROM {run.image} AS {STAGE}\nUSER 0\nWORKDIR /src\nCOPY . .\nRUN {mounts}{step}\n"
         f"FROM scratch\nCOPY --from={STAGE} /{OURS} /{OURS}\n"
     )
+
+
+def _environment(held: Mapping[str, str]) -> str:
+    """The lines that put the variables `held` by others in front of the command in "$@"."""
+    if not held:
+        return ""
+    words = " ".join(f'{name}="${it}"' for name, it in held.items())
+    return f'set -- env {words} "$@"\nunset {" ".join(held.values())}\n'
 
 
 @dataclass(slots=True)
@@ -163,7 +181,9 @@ def prepared(
             text = "".join(f"{line}\n" for line in lines)
             (folder / "Dockerfile.dockerignore").write_text(text, errors="surrogateescape")
         output = Output(tar)
+        values = {f"{VALUE}{number}": value for number, value in enumerate(run.env.values())}
         buildx = (
+            *(word for name in values for word in ("--secret", f"id={name},env={name}")),
             *("--file", str(file), "--progress", "rawjson", "--provenance=false"),
             *("--no-cache-filter", STAGE, "--output", f"type=tar,dest={tar}", str(run.folder)),
         )
@@ -175,7 +195,7 @@ def prepared(
                 event=run.event,
                 registry_host=config.registry_host,
                 buildx=flow.buildx_of(config),
-                environ={**environ, **QUIET},
+                environ={**environ, **QUIET, **values},
                 bases=(run.image,),
                 registry=config.registry,
                 caches=config.caches,

@@ -52,7 +52,15 @@ BUILDX = """
     root = os.environ["ROOT"]
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(words[-1], root + "/src")
-    step = json.loads(re.search(r"^RUN (.*)$", text, re.M)[1])
+    mounts, step = re.search(r"^RUN ((?:--mount=\\S+ )*)(.*)$", text, re.M).groups()
+    say(vertexes=[{"digest": "sha256:3", "name": "[run 4/4] RUN " + mounts + step}])
+    with open(os.environ["NOTES"], "a") as notes:
+        print(json.dumps(["RUN", step]), file=notes)
+    secrets = [w.partition("env=")[2] for w in words if w.startswith("id=")]
+    given = {name: os.environ.pop(name) for name in secrets}
+    wanted = re.findall(r"--mount=type=secret,id=(\\w+),env=(\\w+),required ", mounts)
+    os.environ |= {name: given[id] for id, name in wanted}
+    step = json.loads(step)
     for place in ("/.mayfly", "/src"):
         step[2] = step[2].replace(place, root + place)
     ran = subprocess.run(step, cwd=root + "/src", capture_output=True)
@@ -147,6 +155,27 @@ async def test_a_command_has_the_directory_its_streams_apart_and_its_own_status(
     assert farm.deleted == []
 
 
+async def test_no_name_of_a_step_has_a_value_in_it_and_the_command_has_just_what_it_was_given(
+    folder: Path,
+    runner: FakeRunner,
+    environ: dict[str, str],
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """A step's name is kept with the build's usage, and said when the step fails."""
+    given = {"TOKEN": 'hush\'$x "hush"', "EMPTY": "", "PATH": f"/nowhere:{os.environ['PATH']}"}
+    words = [f"{name}={value}" for name, value in given.items()]
+    script = 'echo "$TOKEN|$EMPTY|$PATH"; env | grep -c MAYFLY_VALUE_'
+    wanted = asked(folder, "sh", "-c", script, image="images/base/rust", env=words)
+    ended = await run(wanted, FakeFarm(runner), environ)
+    said = "|".join(given.values())
+    assert capfdbinary.readouterr().out.decode() == f"{said}\n0\n"
+    assert ended.status == 1, "grep's: none is left"
+    told = (tmp_path / "notes").read_text()
+    assert "RUN" in told
+    assert "hush" not in told
+
+
 @WHERE
 @pytest.mark.parametrize("status", [0, 3])
 async def test_artifacts_come_back_however_it_ends_and_nothing_else_does(
@@ -180,7 +209,8 @@ async def test_what_is_ignored_stays_here(
     if where == "none":
         assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["data.txt"]
     else:
-        words = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()][-1]
+        calls = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+        (words,) = (call for call in calls if call[0] == "build")
         assert words[words.index("--no-cache-filter") + 1] == "run"
         assert not any("cache-to" in word or "cache-from" in word for word in words)
 
