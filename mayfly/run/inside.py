@@ -113,7 +113,7 @@ async def _command(wanted: Run, tunnel: ssh.Tunnel, log: progress.Log, show: Sho
 
 async def _send(wanted: Run, tunnel: ssh.Tunnel, err: ssh.Take) -> None:
     """The directory as a tar; nothing is asked of the runner when it is empty."""
-    given = ignored.patterns(wanted.folder)
+    given = await asyncio.to_thread(ignored.patterns, wanted.folder)  # git may take its time
     if next(ignored.files(wanted.folder, given), None) is None:
         return
     source, sink = os.pipe()
@@ -145,9 +145,15 @@ async def _fetch(wanted: Run, tunnel: ssh.Tunnel, show: Show) -> None:
     names = artifacts.shell_words(wanted.artifacts)
     find = f'for f in {names}; do [ ! -e "$f" ] || set -- "$@" "$f"; done'
     command = f'{ENTER}{{ {find}; [ $# = 0 ] || exec tar -cf - -- "$@"; }}'
-    with os.fdopen(sink, "wb") as into:
-        await tunnel.run(command, into.write, lambda data: None)
+    try:
+        with os.fdopen(sink, "wb") as into:
+            status = await tunnel.run(command, into.write, lambda data: None)
+    except BaseException:
+        await asyncio.gather(taking, return_exceptions=True)
+        raise
     artifacts.tell(await taking, wanted.artifacts, show)
+    if status:
+        show(f"warning: not all artifacts could be read there: tar ended with {status}")
 
 
 def _take(wanted: Run, source: int) -> artifacts.Taken:

@@ -94,7 +94,11 @@ async def fake_runner(
         )
         running.append(ran)
         await process.redirect(ran.stdin, ran.stdout, ran.stderr)
-        process.exit(await ran.wait())
+        status = await ran.wait()
+        # What it said is all sent before its status is, as runner-sshd has it.
+        await process.stdout.drain()
+        await process.stderr.drain()
+        process.exit(status)
         await process.wait_closed()
 
     sshd = await asyncssh.listen(
