@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
+from mayfly.client import Client
 from mayfly.errors import (
     Conflict,
     Denied,
@@ -23,7 +24,7 @@ from mayfly.errors import (
 )
 from mayfly.model import BuildSpec, LeaseRequest, Outcome
 from mayfly.orchestrator import reconcile, service, states
-from mayfly.orchestrator.api import MAX_BODY_BYTES
+from mayfly.orchestrator.api import MAX_BODY_BYTES, _sse
 from mayfly.orchestrator.forms import CLAIMABLE, ReportForm
 from mayfly.orchestrator.logs import Logs
 from mayfly.registry import grants, tokens
@@ -413,6 +414,20 @@ async def test_a_long_poll_answers_at_the_change_and_not_before(f: Farm) -> None
 
 async def log_of(f: Farm, lease_id: str, offset: int = 0) -> bytes:
     return b"".join([piece async for piece in f.api.log(lease_id, offset)])
+
+
+async def test_who_listens_late_hears_all_there_is_to_say_before_the_state(f: Farm) -> None:
+    """A client that waits for its runner stops at `ready`: what came after it would not be heard
+    (`holding.ready`).
+    """
+    lease = (await f.api.ask(REQUEST, ""))["id"]
+    await f.until(lease, states.READY)
+    for line in ("one", "two"):
+        f.ledger.tell(lease, line)
+    told = (piece.encode() async for piece in _sse(f.service, lease))
+    stream = httpx.MockTransport(lambda _: httpx.Response(200, content=told))
+    async with Client("http://farm", ADMIN, transport=stream) as late, asyncio.timeout(5):
+        assert [line async for line in late.events(lease)][-2:] == ["one", "two"]
 
 
 async def test_a_log_is_kept_whole_however_often_pieces_are_sent(f: Farm) -> None:
