@@ -16,8 +16,10 @@ from pathlib import Path
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
 from mayfly.model import Builder
+from mayfly.store import schema
 
 SCHEMA_VERSION = 1
+_SCHEMA = "CREATE TABLE builders (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;"
 
 
 class BuilderStore:
@@ -32,8 +34,7 @@ class BuilderStore:
         with self._faults():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5)
             try:
-                self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
-                self._prepare()
+                schema.prepare(self._db, path, _SCHEMA, SCHEMA_VERSION)
                 rows = self._db.execute("SELECT record FROM builders ORDER BY name")
                 self._all = {one.name: one for one in (_builder(row[0]) for row in rows)}
             except BaseException:
@@ -72,20 +73,6 @@ class BuilderStore:
         with self._faults():
             self._db.execute("DELETE FROM builders WHERE name = ?", (name,))
         del self._all[name]
-
-    def _prepare(self) -> None:
-        (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            self._db.executescript(
-                "BEGIN IMMEDIATE;"
-                " CREATE TABLE builders (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;"
-                f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        elif found != SCHEMA_VERSION:
-            raise Conflict(
-                f"{self._path} has schema version {found}, this Mayfly speaks {SCHEMA_VERSION}",
-                hint="use the version that wrote it, or move the file away",
-            )
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

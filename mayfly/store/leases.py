@@ -37,6 +37,7 @@ from mayfly.model import (
     Terms,
     Usage,
 )
+from mayfly.store import schema
 from mayfly.store.ballast import Ballast
 
 SCHEMA_VERSION = 4
@@ -229,12 +230,7 @@ class LeaseStore:
             written = f"UPDATE schema_version SET version = {found + 1};"
             self._db.executescript(f"BEGIN IMMEDIATE; {_STEPS[found]} {written} COMMIT;")
             found += 1
-        if found != SCHEMA_VERSION:
-            wrote = f"has schema version {found or 'none'}"
-            raise Conflict(
-                f"{self._path} {wrote}, this Mayfly speaks {SCHEMA_VERSION}",
-                hint="use the version that wrote it, or move the file away",
-            )
+        schema.require(self._path, found, SCHEMA_VERSION)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -16,6 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mayfly.errors import Conflict, InfrastructureError, NotFound
+from mayfly.store import schema
+
+SCHEMA_VERSION = 1
 
 MOST_SIGNATURES = 10_000
 """Verified requests within the clock skew; a server that sends more than that is refused."""
@@ -63,14 +66,19 @@ class TrustStore:
     """The file of one orchestrator; another process must not write it meanwhile."""
 
     def __init__(self, path: Path | str) -> None:
-        """Open, or make, the database at `path`; its directory must exist."""
+        """Open, or make, the database at `path`; its directory must exist.
+
+        Raises `Conflict` when another version of Mayfly wrote it.
+        """
         self._path = path
         with self._faults():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5)
             self._db.row_factory = sqlite3.Row
-            self._db.executescript(
-                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN; {_SCHEMA} COMMIT;"
-            )
+            try:
+                schema.prepare(self._db, path, _SCHEMA, SCHEMA_VERSION)
+            except BaseException:
+                self._db.close()
+                raise
 
     def close(self) -> None:
         """Close the database; rows need nothing of this to be safe."""

@@ -22,6 +22,7 @@ from mayfly.orchestrator import reconcile
 from mayfly.orchestrator.authority import Authority
 from mayfly.registry import tokens
 from mayfly.store.builders import BuilderStore
+from mayfly.store.trust import TrustStore
 from mayfly.wire import AskedJson
 from tests.orchestrator.leases import ADMIN, BUILDERS, KEY, NOW, SIGNING, Farm, configuration, farm
 
@@ -291,12 +292,23 @@ def test_records_outlive_the_process(tmp_path: Path) -> None:
     assert BuilderStore(tmp_path / "builders").all() == (made,)
 
 
-def test_another_versions_records_are_not_touched(tmp_path: Path) -> None:
-    store = BuilderStore(tmp_path / "builders")
+@pytest.mark.parametrize("kind", [BuilderStore, TrustStore])
+def test_another_versions_records_are_not_touched(
+    tmp_path: Path, kind: type[BuilderStore] | type[TrustStore]
+) -> None:
+    store = kind(tmp_path / "db")
     store._db.execute("PRAGMA user_version = 9")
     store.close()
     with pytest.raises(Conflict, match="schema version 9"):
-        BuilderStore(tmp_path / "builders")
+        kind(tmp_path / "db")
+
+
+def test_what_trust_remembers_outlives_its_first_version(tmp_path: Path) -> None:
+    store = TrustStore(tmp_path / "db")
+    store.see("team/app", "c" * 40, NOW)
+    store._db.execute("PRAGMA user_version = 0")  # as it was before it had one
+    store.close()
+    assert TrustStore(tmp_path / "db").seen("team/app", "c" * 40)
 
 
 def test_the_authority_is_kept_and_a_damaged_one_is_said(tmp_path: Path) -> None:
