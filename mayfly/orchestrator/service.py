@@ -16,7 +16,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from mayfly.config import Config, LeaseOptions
-from mayfly.errors import Conflict, Denied, InfrastructureError, NotFound, TooBig, Unauthenticated
+from mayfly.errors import Conflict, Denied, InfrastructureError, NotFound, TooBig
 from mayfly.ladder import up_to
 from mayfly.model import (
     GIB,
@@ -28,7 +28,7 @@ from mayfly.model import (
     Operation,
     Outcome,
 )
-from mayfly.orchestrator import docker, plan, retry, states, views, watch
+from mayfly.orchestrator import docker, plan, registry_tokens, retry, states, views, watch
 from mayfly.orchestrator.builders import Builders
 from mayfly.orchestrator.events import Event
 from mayfly.orchestrator.evidence import EvidenceFiles
@@ -41,10 +41,10 @@ from mayfly.orchestrator.reconcile import Reconciler
 from mayfly.orchestrator.sizing import explain
 from mayfly.orchestrator.sizing.decide import Decision as SizeDecision
 from mayfly.orchestrator.sizing.records import Records
-from mayfly.orchestrator.trust import Principal, Trust, covers, policy
+from mayfly.orchestrator.trust import Principal, Trust, policy
 from mayfly.orchestrator.trust import static as static_tokens
 from mayfly.registry import grants
-from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
+from mayfly.registry.tokens import Signer
 from mayfly.usage import Evidence, needs
 from mayfly.vm.provider import About
 from mayfly.wire import (
@@ -441,41 +441,13 @@ class Service:
         return self._metrics.render(self._ledger.open())
 
     async def registry_token(self, asked: docker.Asked) -> TokenJson:
-        """A token for as much of what was asked as the credential allows.
+        """A token for as much of what was asked as the credential allows (`registry_tokens.py`).
 
-        That of a lease's holder is its runner's: it dies with the deadline, and is refused by the
-        edge once the runner is gone. So does one that is asked for at a runner's own door, by whom
-        it serves: it is for that runner, and for nothing that its lease may not do. Who may ask for
-        leases of a repo may pull its images. Raises
-        `Unauthenticated` for a wrong credential, and for a lease that has no runner now.
+        Raises `Unauthenticated` for a wrong credential, and for a lease that has no runner now.
         """
         now = self._clock()
         who = await self.trust.verify(asked.credential, now)
-        end = now + timedelta(seconds=REGISTRY_TOKEN_S)
-        if who.admin and not asked.runner:
-            access = grants.intersect(asked.scopes, grants.EVERYTHING)
-            token = self._signer.registry_token(who.name, access, now=now)
-        elif (who.origin is not None or who.pulls) and not asked.runner:
-            access = grants.intersect(asked.scopes, pullable(who, asked.scopes))
-            token = self._signer.registry_token(who.name, access, now=now)
-        elif not who.lease and not asked.runner:
-            raise Unauthenticated("this token opens nothing in the registry")
-        else:
-            lease = self._ledger.get(who.lease or asked.runner.partition("-")[0])
-            if not who.lease and not (lease.runner == asked.runner and _serves(lease, who)):
-                raise Unauthenticated("this token opens nothing at this runner's door")
-            if not states.is_ready(lease) or lease.deadline is None:
-                raise Unauthenticated(f"lease {lease.id} has no runner now")
-            end = min(end, lease.deadline)
-            access = grants.intersect(asked.scopes, _granted(lease))
-            token = self._signer.runner_token(
-                lease.id, lease.attempt, access, deadline=end, now=now
-            )
-        life = max(docker.MIN_LIFE_S, int((end - now).total_seconds()))
-        issued_at = views.time(now)
-        return {
-            "token": token, "access_token": token, "expires_in": life, "issued_at": issued_at
-        }  # fmt: skip
+        return registry_tokens.answer(asked, who, self._ledger.get, self._signer, now)
 
     def _view(self, lease: Lease, who: Principal) -> LeaseJson:
         position, token = None, ""
@@ -485,7 +457,7 @@ class Service:
             token = self._signer.runner_token(
                 lease.id,
                 lease.attempt,
-                _granted(lease),
+                registry_tokens.granted(lease),
                 deadline=lease.deadline,
                 now=self._clock(),
             )
@@ -511,31 +483,6 @@ def apart(lease: Lease) -> Iterable[str]:
             f"this build is not trusted: {lease.terms.why}. It pushes to {images} only, writes a "
             f"cache of its own, and has {lease.budget_s / 60:g} min"
         )
-
-
-def pullable(who: Principal, scopes: Iterable[grants.Access]) -> tuple[grants.Access, ...]:
-    """What a principal without a lease may pull, of what is asked for: the images of its repos."""
-    if who.pulls:
-        return grants.for_pulling(who.pulls, who.pulls_slot)
-    if who.origin is None:
-        return ()
-    repos = {grants.owner_of(scope.name) for scope in scopes} - {""}
-    mine = [repo for repo in sorted(repos) if covers(who.origin.repos, repo)]
-    return tuple(grant for repo in mine for grant in grants.for_pulling(repo))
-
-
-def _granted(lease: Lease) -> tuple[grants.Access, ...]:
-    return grants.for_lease(lease.request.repo, lease.terms.slot)
-
-
-def _serves(lease: Lease, who: Principal) -> bool:
-    """Whether who logs in at the door of the lease's runner may do there what the lease may: the
-    administrator, whoever it was granted to, and who is trusted with its repo anyway.
-    """
-    if who.admin or (who.origin is not None and lease.terms.principal == who.name):
-        return True
-    trusted = who.origin is not None and who.origin.vouched is True
-    return trusted and covers(who.origin.repos, lease.request.repo) if who.origin else False
 
 
 def _sees(who: Principal, lease: Lease) -> bool:

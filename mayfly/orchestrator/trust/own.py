@@ -28,29 +28,27 @@ HINT = (
 
 
 def admin(sha256_hex: str) -> Verify:
-    """The admin token, of which only the hash is known here; compared in constant time."""
-
-    async def verify(credential: str, now: datetime) -> Principal | None:
-        if not credential.startswith(ADMIN_PREFIX):
-            return None
-        presented = hashlib.sha256(credential.encode()).hexdigest()
-        if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
-            raise Unauthenticated("the admin token is not this farm's", hint=_ADMIN)
-        return Principal(ADMIN, admin=True)
-
-    return verify
+    """The admin token."""
+    who = Principal(ADMIN, admin=True)
+    return _hashed(ADMIN_PREFIX, sha256_hex, who, "the admin token is not this farm's", _ADMIN)
 
 
 def builders(sha256_hex: str) -> Verify:
-    """The token of the program that relays docker clients; hashed and compared as `admin`'s."""
+    """The token of the program that relays docker clients."""
+    who = Principal("builders", builders=True)
+    return _hashed(BUILDERS_PREFIX, sha256_hex, who, "the builders' token is not this farm's")
+
+
+def _hashed(prefix: str, sha256_hex: str, who: Principal, refusal: str, hint: str = "") -> Verify:
+    """One secret, of which only the hash is known here; compared in constant time."""
 
     async def verify(credential: str, now: datetime) -> Principal | None:
-        if not credential.startswith(BUILDERS_PREFIX):
+        if not credential.startswith(prefix):
             return None
         presented = hashlib.sha256(credential.encode()).hexdigest()
         if not hmac.compare_digest(presented, sha256_hex.strip().lower()):
-            raise Unauthenticated("the builders' token is not this farm's")
-        return Principal("builders", builders=True)
+            raise Unauthenticated(refusal, hint=hint)
+        return who
 
     return verify
 
