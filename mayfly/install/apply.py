@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from mayfly.install.places import Places
 from mayfly.install.record import Record
 from mayfly.install.settings import Options
 from mayfly.stack import hosts, lifecycle, own_certificate, preflight
-from mayfly.stack.files import PRIVATE, PUBLIC, place
+from mayfly.stack.files import PRIVATE, place
 from mayfly.stack.record import already_running
 from mayfly.stack.record import load as supervised
 from mayfly.stack.services import Service
@@ -112,14 +113,16 @@ def place_code(ready: Ready, progress: Progress) -> Path:
 def keep_settings(ready: Ready) -> bool:
     """Write what was said down for the next time; whether that is news.
 
-    An operator's file that was there before is no part of the installation, and stays after it.
+    An operator's file that was there before is no part of the installation, and stays after it; who
+    may read it stays as it was, for it may hold secrets.
     """
     places, made = ready.places, _record(ready)
     news = False
     if not places.config.exists():
         news = made.write(places.config, ready.text)
     elif places.config.read_text() != ready.text:
-        place(places.config, ready.text.encode(), mode=PUBLIC)
+        mode = stat.S_IMODE(places.config.stat().st_mode)
+        place(places.config, ready.text.encode(), mode=mode)
         news = True
     if ready.secrets:
         lines = "".join(f"{name}={value}\n" for name, value in sorted(ready.secrets.items()))

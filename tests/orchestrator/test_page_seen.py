@@ -93,7 +93,7 @@ async def test_it_shows_the_build_and_takes_nothing_of_it_for_html(
     assert facts["ref"] == "<b>main</b>"
     assert facts["repo"] == "team/app"
     assert live["attempts"][:2] == ["small", "cancelled"]
-    assert live["phases"][::2][:1] == ["queue"] or "queue" in live["phases"]
+    assert "queue" in live["phases"]
     assert live["note"] == ""
     assert browser.errors == []
 

@@ -86,7 +86,7 @@ async def test_a_command_in_an_image_and_what_comes_back(
                 assert said.err == b"oops\n", "nothing of BuildKit's"
                 assert (here / "out/deep/a.xml").read_text() == "made\n"
                 assert lines[2:] == ["warning: refused 'out/link': it is no plain file"]
-                assert farm.log == said.out + said.err or b"oops" in farm.log
+                assert sorted(farm.log.splitlines()) == sorted((said.out + said.err).splitlines())
 
                 again = await run("sh", "-c", SCRIPT + "exit 0")
                 assert again.exit_status == 37, "it is no step from a cache"
