@@ -147,6 +147,7 @@ class Output:
     def ended(self, ran: Ran) -> Ran:
         """A buildx that succeeded ended as the command did."""
         ran.timeline.unread += self.unread
+        ran.timeline.began = bool(self._names)
         if ran.status == 0:
             self.status = read_status(self.tar)
             return replace(ran, status=self.status and 1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mayfly import flow
-from mayfly.build import pair, ssh
+from mayfly.build import pair, result, ssh
 from mayfly.config import Config
 from mayfly.errors import Cancelled, InfrastructureError, UsageError
 from mayfly.model import Outcome
@@ -153,6 +153,18 @@ async def test_a_command_has_the_directory_its_streams_apart_and_its_own_status(
     for line in (b"data\n", b"a b yes\n", b"oops\n"):
         assert line in farm.log
     assert farm.deleted == []
+
+
+async def test_a_command_that_fails_after_a_while_is_run_once(
+    folder: Path, runner: FakeRunner, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for a build that BuildKit never began, which is made again."""
+    monkeypatch.setattr(result, "BEGIN_S", 0.0)
+    farm = FakeFarm(runner)
+    ended = await run(asked(folder, "false", image="images/base/rust"), farm, environ)
+    assert (ended.exit_status, ended.status) == (1, 1)
+    assert [report["outcome"] for report in farm.reports] == [Outcome.FAILED]
+    assert ended.result.last.reconnects == 0
 
 
 async def test_no_name_of_a_step_has_a_value_in_it_and_the_command_has_just_what_it_was_given(
