@@ -372,6 +372,7 @@ async def _connection(
                 lost=tunnel.lost,
                 mask=Mask(request.secrets),
                 watching=request.watching,
+                recorded=args.builds,
             )
             alive = ran.status == 0 or await tunnel.alive()
             if ran.status and alive:

@@ -179,6 +179,7 @@ async def run(
     lost: asyncio.Event | None = None,
     mask: Mask | None = None,
     watching: Watching | None = None,
+    recorded: bool = True,
 ) -> Ran:
     """Run buildx (argument list `build`) to its end; its plain log goes to `log` either way.
 
@@ -189,7 +190,8 @@ async def run(
     `history` prints afterwards, or what `watching` makes of what it says. Standard output is ours,
     and so is the input unless `stdin` names a file. When cancelled: interrupted, killed 2 s later;
     the same once `lost` is set and it has not ended by itself in another 2 s, for it may wait for
-    its connection for ever.
+    its connection for ever. `recorded`: BuildKit keeps what `history` prints; where it does not (of
+    what builds nothing), the build counts as one that it began.
     """
     timeline = Timeline()
     shown = display(asked, env, terminal=sys.stderr.isatty())
@@ -221,9 +223,12 @@ async def run(
         show(to_user.end())
     seconds = time.monotonic() - started_at
     if shown != "plain" and not (lost and lost.is_set()):
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(HISTORY_S):
                 await _run(history, env, keep, alone=True)
+        except TimeoutError:
+            recorded = False
+        timeline.began = timeline.began or not recorded
     if shown != "plain":
         keep(last_words)
     log.write(to_log.end())

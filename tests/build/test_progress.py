@@ -261,6 +261,27 @@ async def test_both_ways_keep_the_plain_log(capfdbinary: pytest.CaptureFixture[b
         assert capfdbinary.readouterr().err == b"seen"
 
 
+@pytest.mark.parametrize(
+    ("history", "recorded", "began"),
+    [
+        ("pass", True, False),
+        ("pass", False, True),
+        ("import sys; sys.stderr.write('#1 x\\n')", True, True),
+        ("import time; time.sleep(60)", True, True),
+    ],
+    ids=["no record", "none is kept", "a record", "no answer"],
+)
+async def test_where_no_record_tells_a_build_counts_as_one_that_began(
+    history: str, recorded: bool, began: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--check` is nothing that BuildKit keeps a record of; what it found is no fault of ours."""
+    monkeypatch.setattr(progress, "HISTORY_S", 2)
+    build, then = ([sys.executable, "-c", code] for code in ("import sys; sys.exit(1)", history))
+    log = progress.Log(lambda offset, data: asyncio.sleep(0, offset))
+    ran = await progress.run(build, then, {}, log, asked="quiet", recorded=recorded)
+    assert ran.timeline.began is began
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 async def test_a_cancelled_program_is_ended(
     stubborn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
