@@ -8,5 +8,5 @@ Read in this order:
 - `reconcile.py` the loop that makes the plan true
 - `service.py`   what the API's routes do; `api.py` and `trust_routes.py` are their HTTP, and
                  `rights.py` says who may call which
-- `trust/`       who a credential speaks for
+- `trust/`       who a credential speaks for; `registry_tokens.py` what it opens in the registry
 """
