@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,13 @@ class Serving:
 
 @pytest.fixture(scope="session")
 def serving() -> Iterator[Serving]:
+    with running() as found:
+        yield found
+
+
+@contextmanager
+def running(**settings: str) -> Iterator[Serving]:
+    """Such a farm for as long as the block takes; `settings` are MAYFLY_* without that prefix."""
     state, port = temporary_state(), free_port()
     config = Config.model_validate(
         {"state": state, "server": {"listen": f"127.0.0.1:{port}", "name": "localhost"}}
@@ -49,6 +57,7 @@ def serving() -> Iterator[Serving]:
         "MAYFLY_SERVER__NAME": "localhost",
         "MAYFLY_VM__PROVIDER": "fake",
         "MAYFLY_POOL__MEMORY_GB": "8",
+        **{f"MAYFLY_{name}": value for name, value in settings.items()},
     }
     programs = [
         subprocess.Popen([sys.executable, "-m", name], env=env, stderr=subprocess.DEVNULL)

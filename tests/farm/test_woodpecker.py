@@ -175,13 +175,15 @@ def test_woodpecker_builds_and_its_logs_are_in_order_and_without_secrets(
         ("true", {"cpu": 4000, "tags": {"a": 1}}, 2),
         ("true", {"spec": "wrong.ncl"}, 3),
         ("true", {"size": "", "memory_gb": 2000}, 4),
+        ("dd if=/dev/zero of=/dev/null bs=3000M count=1", {"size": "t1", "grow": False}, 5),
+        ("dd if=/dev/zero of=/big bs=1M", {"size": "t1"}, 6),
         ("sleep 90", {"time_budget_min": 1}, 7),
         ("true", {"repo": "127.0.0.1:9/team/plugin"}, 9),
         ("true", {"repo": "images/other/plugin"}, 10),
         ("true", {"url": "http://127.0.0.1:9", "farm_registry": ""}, 20),
     ],
-    ids=["failed", "dockerfile", "settings", "spec", "too_big", "budget", "not_published", "denied",
-         "infrastructure"],
+    ids=["failed", "dockerfile", "settings", "spec", "too_big", "oom", "disk_full", "budget",
+         "not_published", "denied", "infrastructure"],
 )  # fmt: skip
 def test_each_class_of_failure_has_its_exit_code(
     farm: Farm, context: Context, command: str, settings: dict[str, Any], status: int

@@ -9,19 +9,24 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from mayfly.client import tls_context
 from tests.launcher.test_main import CI, PROGRAM, Step, ended, step
+from tests.orchestrator.leases import KEY
+from tests.serving import running
 
 __all__ = ["step"]
 
 pytestmark = [pytest.mark.services, pytest.mark.real]
 
 
-def start(step: Step, **settings: Any) -> subprocess.Popen[str]:
-    """A pipeline with one step of ours, run by the local backend."""
+def start(step: Step, number: int = 7, **settings: Any) -> subprocess.Popen[str]:
+    """A pipeline of that number with one step of ours, run by the local backend."""
     program = shutil.which("woodpecker-cli")
     if program is None:
         pytest.fail("woodpecker-cli is not on PATH")
@@ -37,6 +42,7 @@ def start(step: Step, **settings: Any) -> subprocess.Popen[str]:
     file.write_text(json.dumps(pipeline))
     words = ["--disable-update-check", "exec", "--backend-engine", "local"]
     words += ["--repo-path", str(step.folder), "--pipeline-event", "push"]
+    words += ["--pipeline-number", str(number)]
     words += ["--secrets", f"mayfly_token={step.serving.token}", str(file)]
     env = {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", "HOME": str(step.folder), **CI}
     if cache := os.environ.get("MAYFLY_CACHE"):
@@ -69,13 +75,48 @@ def test_woodpecker_sees_the_exit_code(
     step: Step, settings: dict[str, Any], status: int, line: str
 ) -> None:
     (step.folder / "wrong.ncl").write_text("{ cpu = 'many }")
-    said, _ = start(step, **settings).communicate(timeout=60)
+    expect(step, start(step, **settings), status, line)
+
+
+def expect(step: Step, process: subprocess.Popen[str], status: int, line: str) -> None:
+    """That the step ends with that exit code, as Woodpecker saw it, and says that line."""
+    said, _ = process.communicate(timeout=60)
     found = re.search(r"exit code (\d+)", said)
     assert found and int(found[1]) == status, said
     assert re.search(rf"^\[image:L\d+:\d+s\] buildkit-launcher: .*{re.escape(line)}", said, re.M), (
         said
     )
     assert step.serving.token not in said and "Traceback" not in said
+
+
+def test_woodpecker_sees_that_the_farm_was_full_for_too_long(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    with running(POOL__MEMORY_GB="4", POOL__QUEUE_TIMEOUT_S="2") as serving:
+        step = Step(tmp_path, serving)
+        bearer = {"Authorization": f"Bearer {serving.token}"}
+        other = {"repo": "team/other", "ssh_public_key": KEY}
+        trusted = tls_context(serving.ca)
+        held = httpx.post(f"{serving.url}/v1/leases", json=other, headers=bearer, verify=trusted)
+        assert held.status_code == 201
+        expect(step, start(step), 8, "no room in the pool for 2 s")
+
+
+def test_woodpecker_sees_that_the_machine_is_unfit(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    with running(POOL__MEMORY_GB="1") as serving:
+        step = Step(tmp_path, serving)
+        expect(step, start(step), 21, "no size")
+
+
+def test_woodpecker_sees_that_a_younger_pipeline_came(step: Step) -> None:
+    before = len(step.builds())
+    older = start(step, 7)
+    first = step.asked(before)["id"]
+    younger = start(step, 8, supersede=True)
+    step.asked(before + 1)
+    expect(step, older, 130, "superseded by build")
+    assert ended(step, first) == "cancelled"
+    younger.kill()
 
 
 def test_a_cancelled_pipeline_has_no_lease_ten_seconds_later(step: Step) -> None:

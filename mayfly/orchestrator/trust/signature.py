@@ -136,7 +136,11 @@ def _time(text: str) -> datetime:
 
 
 def _bytes(text: str) -> bytes:
+    """What the text stands for. Only its canonical form is taken: others decode to the same."""
     try:
-        return base64.b64decode(text, validate=True)
+        found = base64.b64decode(text, validate=True)
     except binascii.Error:
-        raise Unauthenticated("a header has no proper base64") from None
+        found = b""
+    if base64.b64encode(found).decode() != text:
+        raise Unauthenticated("a header has no proper base64")
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import string
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,45 @@ def test_what_the_real_server_signed_is_genuine(number: int) -> None:
         with pytest.raises(Unauthenticated):
             signature.verify(key, target, headers, text, at, 60)
     assert len({r["headers"]["Signature"][0] for r in REAL["requests"]}) == 4
+
+
+SIGNED = ("content-digest", "signature", "signature-input")
+
+
+def changed(sent: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[str]], bytes]]:
+    """The request (as in `REAL`) as often as it has bytes that count, each time with another one
+    changed: its target, its headers by lower-case name, its body.
+    """
+    target, body = sent["target"], base64.b64decode(sent["body"])
+    headers = {name.lower(): values for name, values in sent["headers"].items()}
+    for at, byte in enumerate(body):
+        yield target, headers, body[:at] + bytes([byte ^ 1]) + body[at + 1 :]
+    for text in _typos(target):
+        yield text, headers, body
+    for name in SIGNED:
+        for text in _typos(headers[name][0]):
+            yield target, {**headers, name: [text]}, body
+
+
+BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+
+
+def _typos(text: str) -> Iterator[str]:
+    """Also the last letter of base64, of which some bits are of no account."""
+    for at, letter in enumerate(text):
+        others = {chr(ord(letter) ^ 1), letter.swapcase()}
+        if letter in BASE64:
+            others.add(BASE64[BASE64.index(letter) ^ 1])
+        for other in sorted(others - {letter}):
+            yield text[:at] + other + text[at + 1 :]
+
+
+def test_a_request_that_is_changed_in_one_byte_is_refused() -> None:
+    key, sent = signature.load(REAL["public_key"]), REAL["requests"][0]
+    (created,) = re.findall(r"created=(\d+)", sent["headers"]["Signature-Input"][0])
+    for target, headers, body in changed(sent):
+        with pytest.raises(Unauthenticated):
+            signature.verify(key, target, headers, body, utc(int(created)), 60)
 
 
 def test_what_we_sign_in_tests_has_the_real_ones_form() -> None:

@@ -1,9 +1,13 @@
 // signed prints, as JSON, what a Woodpecker server's extensions send: it is the server's own code that
 // makes and signs the requests, and a server of ours that writes down what it gets.
 //
-// It is no part of Mayfly's build. To make ../signed.json anew, put this file into a folder of a
-// checkout of github.com/woodpecker-ci/woodpecker, as cmd/signed/main.go, and say
-// `go run ./cmd/signed > signed.json` there.
+//	signed               with a key of its own
+//	signed KEY           with that key: a file, PKCS 8 as PEM
+//	signed KEY ADDRESS   sends them there instead, and prints what the server's code makes of the answers
+//
+// It is no part of Mayfly's build. ../test_real.py runs it in a checkout of
+// github.com/woodpecker-ci/woodpecker. To make ../signed.json anew, put this file into a folder of
+// one, as cmd/signed/main.go, and say `go run ./cmd/signed > signed.json` there.
 package main
 
 import (
@@ -31,12 +35,11 @@ type sent struct {
 }
 
 func main() {
-	public, private, err := ed25519.GenerateKey(nil)
-	check(err)
+	public, private := key()
 	der, err := x509.MarshalPKIXPublicKey(public)
 	check(err)
-	key := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
-	out := map[string]any{"public_key": key}
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	out := map[string]any{"public_key": text}
 	var got []sent
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -53,19 +56,45 @@ func main() {
 		Status: model.StatusPending, Author: "someone", FromFork: true, Message: "naïve <change> & more\n",
 		ChangedFiles: []string{"a.txt"}}
 	target := server.URL + "/v1/woodpecker/"
+	if len(os.Args) > 2 {
+		target = os.Args[2] + "/v1/woodpecker/"
+	}
+	var secrets []*model.Secret
+	var logins []*model.Registry
 	push := &model.Pipeline{ID: 98, Number: 11, Event: model.EventPush, Branch: "main",
 		Ref: "refs/heads/main", Commit: "714a629c0b401fdce83e847fc9589983fc6f46bc",
 		Status: model.StatusPending, Author: "someone", ChangedFiles: []string{"a.txt"}}
 	for _, each := range []*model.Pipeline{pipeline, push} {
-		_, err = secret.NewHTTP(target+"secrets", client, false).SecretListPipeline(context.Background(), repo, each, nil)
+		some, err := secret.NewHTTP(target+"secrets", client, false).SecretListPipeline(context.Background(), repo, each, nil)
 		check(err)
-		_, err = registry.NewHTTP(target+"registries", client, false).RegistryListPipeline(context.Background(), repo, each, nil)
+		more, err := registry.NewHTTP(target+"registries", client, false).RegistryListPipeline(context.Background(), repo, each, nil)
 		check(err)
+		secrets, logins = append(secrets, some...), append(logins, more...)
 	}
-	out["requests"] = got
+	if len(os.Args) > 2 {
+		out = map[string]any{"secrets": secrets, "registries": logins}
+	} else {
+		out["requests"] = got
+	}
 	encoder := json.NewEncoder(os.Stdout)
 	encoder.SetIndent("", "  ")
 	check(encoder.Encode(out))
+}
+
+// key is the one that the command line names, or a new one.
+func key() (ed25519.PublicKey, ed25519.PrivateKey) {
+	if len(os.Args) < 2 {
+		public, private, err := ed25519.GenerateKey(nil)
+		check(err)
+		return public, private
+	}
+	text, err := os.ReadFile(os.Args[1])
+	check(err)
+	block, _ := pem.Decode(text)
+	found, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	check(err)
+	private := found.(ed25519.PrivateKey)
+	return private.Public().(ed25519.PublicKey), private
 }
 
 func check(err error) {
