@@ -58,8 +58,32 @@ steps:
       - event: [push, tag]
 ```
 
-The secret holds a token that the farm's operator has made. Woodpecker must be allowed to give it to
-this image. More pipelines are in [examples/woodpecker](../examples/woodpecker).
+More pipelines are in [examples/woodpecker](../examples/woodpecker).
+
+## Before the first pipeline
+
+Four things, once for a farm. `registry.mayfly.internal:5000` stands for its address throughout:
+`mayfly install` prints the lines with yours.
+
+1. *A name that steps can resolve.* A step runs in a container of an agent's, which does not see
+   the farm's line in `/etc/hosts`: install the farm with `--listen 0.0.0.0:5000 --name HOST`
+   ([install.md](install.md)) and a name that your DNS has. An agent with the local backend on the
+   farm's own machine needs neither that nor the image, but `buildkit-launcher` on its PATH.
+2. *The plugin's image.* `make plugin`, in a checkout on the farm's machine, has the farm build it
+   and push it to `{image}`.
+   It holds the CA of that farm, so that steps need no `ca`.
+3. *Agents that may pull it.* Docker on an agent trusts the farm when `<state>/ca/ca.crt` lies in
+   `/etc/docker/certs.d/HOST:5000/` (needless with a certificate of your own). The login comes from
+   the registry extension ([trust.md](trust.md#woodpecker)), or is an entry under *Registries* in
+   Woodpecker with any user name and a token as the password.
+4. *A token.* The secret extension gives each pipeline a ticket of its own as `mayfly_token`
+   ([trust.md](trust.md#woodpecker)): pushes to the default branch are trusted, pull requests are
+   not. Without the extension, an administrator makes a token and adds it to Woodpecker as the
+   secret `mayfly_token`, for this image alone; a trusted one not for the event `pull_request`:
+
+       mayfly token create ci --repo 'team/*' --trusted
+
+## Elsewhere
 
 To push elsewhere, name the image as elsewhere and log in there. The login stays in the step: the VM
 gets tokens for the repositories of this build. Where a registry knows no such tokens, the VM can

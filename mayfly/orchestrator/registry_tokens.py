@@ -3,7 +3,7 @@
 | credential | what its token allows |
 | --- | --- |
 | the admin token | everything |
-| whoever may ask for leases of a repo | pulling its images |
+| whoever leases for a repo | pulling `trust.policy.pullable`: its images, and what is shared |
 | a pull ticket | pulling its repo's images |
 | a lease's holder | what the lease may do, until its deadline; gone with its runner |
 | any of these at a runner's own door | the same, for whom that runner serves and for nobody else |
@@ -11,13 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from mayfly.config import Trust
 from mayfly.errors import Unauthenticated
 from mayfly.model import Lease
 from mayfly.orchestrator import docker, states, views
 from mayfly.orchestrator.trust import Principal, covers
+from mayfly.orchestrator.trust.policy import pullable
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
 from mayfly.wire import TokenJson
@@ -28,6 +30,7 @@ def answer(
     who: Principal,
     lease_of: Callable[[str], Lease],
     signer: Signer,
+    trust: Trust,
     now: datetime,
 ) -> TokenJson:
     """A token for as much of what was asked as `who` is allowed.
@@ -46,7 +49,7 @@ def answer(
         access = grants.intersect(asked.scopes, granted(lease))
         token = signer.runner_token(lease.id, lease.attempt, access, deadline=end, now=now)
     elif who.admin or who.origin is not None or who.pulls:
-        allowed = grants.EVERYTHING if who.admin else pullable(who, asked.scopes)
+        allowed = grants.EVERYTHING if who.admin else pullable(who, asked.scopes, trust)
         token = signer.registry_token(who.name, grants.intersect(asked.scopes, allowed), now=now)
     else:
         raise Unauthenticated("this token opens nothing in the registry")
@@ -62,17 +65,6 @@ def answer(
 def granted(lease: Lease) -> tuple[grants.Access, ...]:
     """What the lease itself may do."""
     return grants.for_lease(lease.request.repo, lease.terms.slot)
-
-
-def pullable(who: Principal, scopes: Iterable[grants.Access]) -> tuple[grants.Access, ...]:
-    """What a principal without a lease may pull, of what is asked for: the images of its repos."""
-    if who.pulls:
-        return grants.for_pulling(who.pulls, who.pulls_slot)
-    if who.origin is None:
-        return ()
-    repos = {grants.owner_of(scope.name) for scope in scopes} - {""}
-    mine = [repo for repo in sorted(repos) if covers(who.origin.repos, repo)]
-    return tuple(grant for repo in mine for grant in grants.for_pulling(repo))
 
 
 def serves(lease: Lease, who: Principal) -> bool:

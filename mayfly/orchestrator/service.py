@@ -447,7 +447,9 @@ class Service:
         """
         now = self._clock()
         who = await self.trust.verify(asked.credential, now)
-        return registry_tokens.answer(asked, who, self._ledger.get, self._signer, now)
+        return registry_tokens.answer(
+            asked, who, self._ledger.get, self._signer, self._config.trust, now
+        )
 
     def _view(self, lease: Lease, who: Principal) -> LeaseJson:
         position, token = None, ""

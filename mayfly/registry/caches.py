@@ -118,7 +118,10 @@ class Caches:
         headers = {"Authorization": f"Bearer {bearer}", "Accept": ", ".join(MEDIA)}
         answer = await self._request(method, path, headers=headers)
         if answer.status_code in (401, 403):
-            raise Denied("this token may not do that to layer caches", hint="set MAYFLY_TOKEN")
+            raise Denied(
+                "this token may not do that to layer caches",
+                hint="set MAYFLY_TOKEN to the farm's admin token",
+            )
         return answer if missing and answer.status_code == 404 else _good(answer)
 
     async def _request(self, method: str, path: str, **more: Any) -> httpx.Response:

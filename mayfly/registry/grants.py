@@ -56,6 +56,10 @@ EVERYTHING = (Access("*", frozenset({PULL, PUSH, DELETE})), CATALOG)
 """What the admin token grants."""
 
 
+SHARED = tuple(Access(f"images/{name}/*", frozenset({PULL})) for name in ("base", "mayfly"))
+"""What everybody may pull who may pull any image."""
+
+
 def is_repository(name: str) -> bool:
     """Whether `name` is a well-formed repository name (no pattern)."""
     return len(name) <= LONGEST_NAME and REPOSITORY.fullmatch(name) is not None
@@ -109,13 +113,13 @@ def for_lease(repo: str, slot: str = "") -> tuple[Access, ...]:
 
 
 def for_pulling(repo: str, slot: str = "") -> tuple[Access, ...]:
-    """What the later steps of a pipeline of `repo` may pull: its images, and Mayfly's own.
+    """What may be pulled by whom builds of `repo` are for: its images, and what is shared.
 
     With a `slot` also the images of that slot. Raises `UsageError` as `check_repo` does.
     """
     pull = frozenset({PULL})
     images = [g for g in for_lease(repo, slot) if g.name.startswith("images/")]
-    return (*(Access(g.name, pull) for g in images), Access("images/mayfly/*", pull))
+    return (*(Access(g.name, pull) for g in images), *SHARED)
 
 
 def owner_of(image: str) -> str:
@@ -128,6 +132,12 @@ def owner_of(image: str) -> str:
     if front != "images" or not is_repository(image) or parts[0] in RESERVED:
         return ""
     return name if len(parts) <= 2 else "/".join(parts[:-1])
+
+
+def apart_of(image: str, slot: str) -> str:
+    """The repo whose builds of that slot write `image` (`images/pr/…`); empty where none's do."""
+    repo = image.removeprefix("images/pr/").removesuffix(f"/{slot}")
+    return repo if slot and image == f"images/pr/{repo}/{slot}" and is_repository(image) else ""
 
 
 def image_names(repo: str, slot: str = "") -> tuple[str, ...]:

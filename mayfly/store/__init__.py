@@ -1,1 +1,1 @@
-"""What outlives a process: leases, builders and what trust remembers in SQLite, metrics in SurrealDB."""
+"""What outlives a process: leases, builders and trust in SQLite, metrics in SurrealDB."""

@@ -55,7 +55,6 @@ def test_the_plugins_image_is_built_by_a_farm_and_builds_on_it(
     settings = {
         "URL": farm.config.url,
         "TOKEN": token,
-        "CA": (farm.config.state / "ca" / "ca.crt").read_text(),
         "REPO": "images/team/inside",
         "SIZE": "t2",
         "SPEC": "none",

@@ -90,6 +90,15 @@ def test_a_build_through_the_plugin_is_in_the_registry_and_shows_no_secret(
     assert shown["Digest"] == build["digest"]
 
 
+def kept(farm: Farm) -> bytes:
+    """All that the farm's programs, its runners and its builds have written down."""
+    state = farm.config.state
+    folders = (state / "log", state / "orchestrator", state / "vms")
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    return b"".join(path.read_bytes() for path in files if path.stat().st_size < 64 * 2**20)
+
+
 def inspect(farm: Farm, name: str) -> Any:
     """What skopeo, which knows nothing of us, finds in the registry."""
     trusting = ["--cert-dir", str(farm.config.state / "trust"), "--creds", f"x:{token(farm)}"]
@@ -164,6 +173,9 @@ def test_woodpecker_builds_and_its_logs_are_in_order_and_without_secrets(
         ]
         assert lines == list(range(1, 301))
     assert inspect(farm, "images/team/plugin:2.5")["Digest"] == build["digest"]
+    assert token(farm) not in said
+    for secret in (b"hush", token(farm).encode()):
+        assert secret not in kept(farm)
 
 
 @pytest.mark.real

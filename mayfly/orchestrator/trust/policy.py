@@ -17,6 +17,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mayfly.config import Trust as Policy
@@ -137,6 +138,24 @@ def slot(who: Principal) -> str:
     if origin.branch and not origin.event.startswith("pull_request"):
         return f"branch-{_slug(origin.branch)}"
     return f"ref-{_slug(origin.ref or origin.commit or origin.event or who.name)}"
+
+
+def pullable(
+    who: Principal, scopes: Iterable[grants.Access], policy: Policy
+) -> tuple[grants.Access, ...]:
+    """What a principal without a lease may pull, of what is asked for: the images of its repos,
+    what its own builds have put beside them when those are not trusted, and what is shared.
+    """
+    if who.pulls:
+        return grants.for_pulling(who.pulls, who.pulls_slot)
+    if who.origin is None:
+        return ()
+    trusted, _ = standing(who.origin, policy)
+    at = "" if trusted else slot(who)
+    names = [scope.name for scope in scopes]
+    repos = {grants.owner_of(name) or grants.apart_of(name, at) for name in names} - {""}
+    mine = [repo for repo in sorted(repos) if covers(who.origin.repos, repo)]
+    return (*grants.SHARED, *(g for repo in mine for g in grants.for_pulling(repo, at)))
 
 
 def _slug(text: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.orchestrator.leases import ADMIN, KEY, Farm
+from mayfly.registry import tokens
+from tests.orchestrator.leases import ADMIN, KEY, SIGNING, Farm
 
 ROOT = {"Authorization": f"Bearer {ADMIN}"}
 ASK = {"name": "ci", "repos": ["team/*"]}
@@ -42,6 +43,24 @@ async def test_a_token_is_shown_once_and_works_for_its_repos(f: Farm, trusted: b
     assert row.terms.slot == ("" if trusted else "token-ci")
     assert (await ask(f, token, repo="team/app/sub")).status_code == 403
     assert (await ask(f, token, repo="other/app")).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("trusted", "own"), [(True, ()), (False, ("images/pr/team/app/token-ci",))]
+)
+async def test_it_pulls_the_plugin_its_repos_images_and_what_its_builds_made(
+    f: Farm, trusted: bool, own: tuple[str, ...]
+) -> None:
+    token = (await make(f, trusted=trusted)).json()["token"]
+    names = ["images/mayfly/buildkit-launcher", "images/team/app", "images/team/app/web"]
+    names += ["images/pr/team/app/token-ci", "images/pr/team/app/token-other", "images/pr/team/app"]
+    names += ["images/pr/other/app/token-ci", "images/other/app", "cache/trusted/team/app/default"]
+    asked = {"scope": [f"repository:{name}:pull,push" for name in names]}
+    answer = await f.http.get("/token", params=asked, auth=("mayfly", token))
+    edge = tokens.Verifier(tokens.public(SIGNING), tokens.EDGE)
+    access = edge.verify(answer.json()["token"], f.clock.now).access
+    assert [each.name for each in access] == [*names[:3], *own]
+    assert all(each.actions == {"pull"} for each in access)
 
 
 async def test_only_its_hash_is_on_disk(f: Farm) -> None:

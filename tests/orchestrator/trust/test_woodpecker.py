@@ -367,13 +367,20 @@ async def test_later_steps_pull_what_was_built_and_do_nothing_else(
     assert (await ask(f, login["password"])).status_code == 403
 
 
-async def test_a_ticket_pulls_and_never_pushes(f: Farm, server: Woodpecker) -> None:
-    given = await ticket(f, server, PUSH)
-    scope = "repository:images/team/app:pull,push repository:images/team/other:pull"
-    answer = await f.http.get("/token", params={"scope": scope}, headers=basic(given))
+@pytest.mark.parametrize(("pipeline", "own"), [(PUSH, ()), (PULL, ("images/pr/team/app/7",))])
+async def test_a_ticket_pulls_and_never_pushes(
+    f: Farm, server: Woodpecker, pipeline: dict[str, Any], own: tuple[str, ...]
+) -> None:
+    given = await ticket(f, server, pipeline)
+    names = ["images/team/app", "images/pr/team/app/7", "images/mayfly/buildkit-launcher"]
+    names += ["images/team/other", "images/pr/team/app/8", "images/pr/team/other/7"]
+    names += ["cache/trusted/team/app/default"]
+    asked = {"scope": [f"repository:{name}:pull,push,delete" for name in names]}
+    answer = await f.http.get("/token", params=asked, headers=basic(given))
     edge = tokens.Verifier(tokens.public(SIGNING), tokens.EDGE)
-    assert edge.verify(answer.json()["token"], f.clock.now).access == (
-        grants.Access("images/team/app", frozenset({"pull"})),
+    pulled = ["images/team/app", *own, "images/mayfly/buildkit-launcher"]
+    assert edge.verify(answer.json()["token"], f.clock.now).access == tuple(
+        grants.Access(name, frozenset({"pull"})) for name in pulled
     )
 
 
