@@ -97,7 +97,8 @@ def find(mounts: str, lends: Callable[[Path], frozenset[str]]) -> Tree:
     """The tree that the text of /proc/mounts shows. Pure.
 
     `lends` says which controllers a v2 root has to give. A controller that is in a v1 hierarchy is
-    in no other.
+    in no other. Of a hierarchy that is mounted several times the oldest mount counts: the others
+    are some container's or chroot's view, which goes away with it.
     """
     places: dict[str, Place] = {}
     unified: Path | None = None
@@ -111,7 +112,7 @@ def find(mounts: str, lends: Callable[[Path], frozenset[str]]) -> Tree:
             for name in CONTROLLERS:
                 if V1_NAMES.get(name, name) in words:
                     places.setdefault(name, Place(root, 1))
-            if "name=systemd" in words:
+            if "name=systemd" in words and not others:
                 others.append(root)
     if unified is not None:
         lent = lends(unified)

@@ -45,6 +45,12 @@ def test_v1_controllers_are_each_in_their_own_hierarchy() -> None:
     assert len(tree.roots) == 6
 
 
+def test_a_chroots_view_of_the_hierarchies_does_not_count() -> None:
+    again = V1.replace(str(FS), f"/srv/root{FS}")
+    assert find(V1 + again, lambda _: ALL) == find(V1, lambda _: ALL)
+    assert find(V2 + V2.replace(str(FS), f"/srv{FS}"), lambda _: ALL) == find(V2, lambda _: ALL)
+
+
 def test_v2_has_all_in_one_and_a_mixture_takes_each_from_where_it_is() -> None:
     assert find(V2, lambda _: ALL) == Tree({name: Place(FS, 2) for name in cgroup.CONTROLLERS})
     mixed = find(
