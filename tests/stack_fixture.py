@@ -344,5 +344,6 @@ async def _orchestrator(stack: Stack, request: web.Request) -> web.StreamRespons
         return web.json_response({"errors": [{"code": "UNAUTHORIZED"}]}, status=401)
     asked = grants.parse_scope(" ".join(request.query.getall("scope", [])))
     access = grants.intersect(asked, grants.EVERYTHING)
+    access += tuple(g for repo in grants.caches_asked(asked) for g in grants.for_caches(repo))
     token = stack.signer.registry_token("admin", access, now=datetime.now(UTC))
     return web.json_response({"token": token, "expires_in": 300})

@@ -21,11 +21,14 @@ Repo = Annotated[str, typer.Option(help="Only this repo's, as in team/app.")]
 Everything = Annotated[bool, typer.Option("--all", help="Those of all repos.")]
 _T = TypeVar("_T")
 MIB = 1024**2
+HINT = "that takes a token made with --trusted, or the admin token"
 
 
 @app.command("ls")
 def ls(repo: Repo = "", as_json: AsJson = False) -> None:
     """List the layer caches, with what each holds.
+
+    Without the admin token, name one of the repos that your token is for.
 
     \b
     Examples:
@@ -59,31 +62,41 @@ def ls(repo: Repo = "", as_json: AsJson = False) -> None:
 def reset(repo: Repo = "", everything: Everything = False, as_json: AsJson = False) -> None:
     """Empty a repo's layer caches: its next build begins without them.
 
-    The bytes are given back by the registry's garbage collection.
+    What is emptied is what builds of your token may write. The bytes are given back by the
+    registry's garbage collection.
 
     \b
     Examples:
         mayfly cache reset --repo team/app
         mayfly cache reset --all
     """
-    from mayfly.errors import UsageError
+    from mayfly.errors import Denied, UsageError
 
     if bool(repo) == everything:
         raise UsageError(
             "say whose caches are to be emptied", hint="either --repo OWNER/NAME or --all"
         )
 
-    async def empty(caches: Caches) -> list[str]:
-        found = await caches.all(repo)
-        for one in found:
-            await caches.empty(one)
-        return [one.repository for one in found]
+    async def empty(caches: Caches) -> tuple[list[str], list[str]]:
+        emptied: list[str] = []
+        kept: list[str] = []
+        for one in await caches.all(repo):
+            try:
+                await caches.empty(one)
+                emptied.append(one.repository)
+            except Denied:
+                kept.append(one.repository)
+        return emptied, kept
 
-    emptied = _ask(empty)
+    emptied, kept = _ask(empty)
+    if kept and not emptied:
+        raise Denied(f"this token may not empty {', '.join(kept)}", hint=HINT)
     if as_json:
-        print_json({"emptied": emptied})
-    else:
-        show(f"emptied {len(emptied)} layer cache{'' if len(emptied) == 1 else 's'}")
+        print_json({"emptied": emptied, "kept": kept})
+        return
+    show(f"emptied {len(emptied)} layer cache{'' if len(emptied) == 1 else 's'}")
+    if kept:
+        show(f"kept {', '.join(kept)}: {HINT}")
 
 
 def _ask(question: Callable[[Caches], Awaitable[_T]]) -> _T:

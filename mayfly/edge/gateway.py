@@ -22,7 +22,7 @@ from mayfly.edge.attach import Runners
 from mayfly.edge.proxy import Backend
 from mayfly.errors import Denied, MayflyError, NotFound, Unauthenticated
 from mayfly.registry import grants, tokens
-from mayfly.registry.grants import CATALOG, DELETE, PULL, PUSH, Access
+from mayfly.registry.grants import CATALOG, DELETE, OWN_CATALOG, PULL, PUSH, Access
 from mayfly.registry.tokens import Claims, Signer, Verifier
 
 log = logging.getLogger("mayfly.edge")
@@ -44,6 +44,9 @@ _ACTIONS = {
     "DELETE": {DELETE},
 }
 """What the registry wants for a method; reading is a part of writing."""
+
+CATALOG_PAGE = 500
+"""Repositories that the registry is asked for at once; distribution gives no more than 1000."""
 
 _ZOT_CATALOG = Access("", frozenset({PULL}))
 """What zot wants for the list of all repositories; distribution knows no such repository."""
@@ -124,6 +127,8 @@ class Gateway:
         try:
             what = need(request.method, request.raw_path)
             claims = self.identify(request.headers.get("Authorization", ""), here)
+            if what.asked == (CATALOG,) and grants.allows(claims.access, OWN_CATALOG):
+                return web.json_response({"repositories": await self._own(claims)})
             target, passed = self._admit(claims, what)
             token = self.signer.gateway_token(passed, now=datetime.now(UTC))
             answer = await self.registry.forward(
@@ -163,6 +168,16 @@ class Gateway:
         if runner and runner not in self.runners:
             raise Unauthenticated("the token's runner is gone")
         return claims
+
+    async def _own(self, claims: Claims) -> list[str]:
+        """All repositories that the token may pull. Of others not even a page's mark is told."""
+        names, target = list[str](), f"/v2/_catalog?n={CATALOG_PAGE}"
+        while target:
+            token = self.signer.gateway_token((CATALOG, _ZOT_CATALOG), now=datetime.now(UTC))
+            page, target = await self.registry.page(target, {"Authorization": f"Bearer {token}"})
+            names += [str(name) for name in page.get("repositories") or ()]
+        pull = frozenset({PULL})
+        return [name for name in names if grants.allows(claims.access, Access(name, pull))]
 
     def _admit(self, claims: Claims, what: Need) -> tuple[str, tuple[Access, ...]]:
         """Where the request goes, and what its token to the registry says. Raises `Denied`."""

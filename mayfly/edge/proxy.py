@@ -7,9 +7,11 @@ the slower one.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import (
     BaseConnector,
@@ -41,7 +43,10 @@ PAUSE_S = 0.1
 STORE_S = 2.0
 """How long a store may take to say anything at all."""
 
-NOT_FOUND = 404
+PAGE_S = 30.0
+"""How long an answer may take that is read whole."""
+
+OK, NOT_FOUND = 200, 404
 
 _HOP = {
     "connection",
@@ -162,6 +167,31 @@ class Backend:
             raise InfrastructureError(f"{self.name} failed: {error}") from None
         async with answer:
             return await _answer(request, answer)
+
+    async def page(self, target: str, headers: Mapping[str, str]) -> tuple[Mapping[str, Any], str]:
+        """A JSON object of the program's, and the target of what follows it (empty: nothing).
+
+        Raises `Unreachable` when the program does not answer and `InfrastructureError` for any
+        other answer than such an object.
+        """
+        if self._session is None:
+            raise Unreachable(f"{self.name} is not open")
+        authority = "localhost" if isinstance(self._address, Path) else self._address
+        url = URL(f"http://{authority}{target}", encoded=True)
+        try:
+            async with self._session.get(
+                url, headers=headers, timeout=ClientTimeout(total=PAGE_S)
+            ) as answer:
+                text = await answer.read()
+                said = json.loads(text) if answer.status == OK else None
+                link = answer.links.get("next")
+        except ClientConnectionError as error:
+            raise Unreachable(f"{self.name} does not answer: {error}") from None
+        except (ClientError, TimeoutError, ValueError) as error:
+            raise InfrastructureError(f"{self.name} failed: {error}") from None
+        if not isinstance(said, dict):
+            raise InfrastructureError(f"{self.name} answered {answer.status}, and no JSON object")
+        return said, relative(str(link["url"])) if link else ""
 
     async def _send(
         self,

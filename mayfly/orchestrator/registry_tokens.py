@@ -3,7 +3,7 @@
 | credential | what its token allows |
 | --- | --- |
 | the admin token | everything |
-| whoever leases for a repo | pulling `trust.policy.pullable`: its images, and what is shared |
+| whoever leases for a repo | pulling `trust.policy.pullable`: its images, and what is shared; emptying its caches |
 | a pull ticket | pulling its repo's images |
 | a lease's holder | what the lease may do, until its deadline; gone with its runner |
 | any of these at a runner's own door | the same, for whom that runner serves and for nobody else |
@@ -19,7 +19,7 @@ from mayfly.errors import Unauthenticated
 from mayfly.model import Lease
 from mayfly.orchestrator import docker, states, views
 from mayfly.orchestrator.trust import Principal, covers
-from mayfly.orchestrator.trust.policy import pullable
+from mayfly.orchestrator.trust.policy import emptiable, pullable
 from mayfly.registry import grants
 from mayfly.registry.tokens import REGISTRY_TOKEN_S, Signer
 from mayfly.wire import TokenJson
@@ -50,7 +50,8 @@ def answer(
         token = signer.runner_token(lease.id, lease.attempt, access, deadline=end, now=now)
     elif who.admin or who.origin is not None or who.pulls:
         allowed = grants.EVERYTHING if who.admin else pullable(who, asked.scopes, trust)
-        token = signer.registry_token(who.name, grants.intersect(asked.scopes, allowed), now=now)
+        access = grants.intersect(asked.scopes, allowed) + emptiable(who, asked.scopes, trust)
+        token = signer.registry_token(who.name, access, now=now)
     else:
         raise Unauthenticated("this token opens nothing in the registry")
     life = max(docker.MIN_LIFE_S, int((end - now).total_seconds()))

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from mayfly.errors import Denied, InfrastructureError, Unreachable
-from mayfly.registry.grants import CATALOG, DELETE, PULL, Access
+from mayfly.registry import grants
 
 TIMEOUT_S = 30.0
 PAGE = 500
@@ -58,8 +58,10 @@ class Caches:
     token: str
 
     async def all(self, repo: str = "") -> tuple[LayerCache, ...]:
-        """The caches that have something in them, of one repo or of all, by name."""
-        bearer = await self._bearer(CATALOG)
+        """The caches that have something in them, by name: of one repo, as far as its token may
+        read them, or of all, which takes the administrator's.
+        """
+        bearer = await self._bearer(grants.caches(repo) if repo else grants.CATALOG)
         names, path = list[str](), f"/v2/_catalog?n={PAGE}"
         while path:
             answer = await self._call("GET", path, bearer)
@@ -79,14 +81,13 @@ class Caches:
 
     async def empty(self, cache: LayerCache) -> None:
         """Delete the cache's manifests; silently where they are gone."""
-        access = Access(cache.repository, frozenset({PULL, DELETE}))
-        bearer = await self._bearer(access)
+        bearer = await self._bearer(grants.caches(cache.repo))
         for digest in cache.digests:
             path = f"/v2/{cache.repository}/manifests/{digest}"
             await self._call("DELETE", path, bearer, missing=True)
 
     async def _cache(self, name: str, found: re.Match[str]) -> LayerCache | None:
-        bearer = await self._bearer(Access(name, frozenset({PULL})))
+        bearer = await self._bearer(grants.caches(found["repo"]))
         listed = await self._call("GET", f"/v2/{name}/tags/list", bearer, missing=True)
         tags = [] if listed.status_code == 404 else _json(listed).get("tags") or []
         sizes: dict[str, int] = {}
@@ -104,7 +105,7 @@ class Caches:
         parts = (found["zone"], found["repo"], found["key"])
         return LayerCache(name, *parts, sum(sizes.values()), tuple(digests))
 
-    async def _bearer(self, access: Access) -> str:
+    async def _bearer(self, access: grants.Access) -> str:
         answer = await self._request(
             "GET", "/token", params={"scope": str(access)}, auth=("mayfly", self.token)
         )
@@ -120,7 +121,7 @@ class Caches:
         if answer.status_code in (401, 403):
             raise Denied(
                 "this token may not do that to layer caches",
-                hint="set MAYFLY_TOKEN to the farm's admin token",
+                hint="name one of its repos (`--repo`), or set MAYFLY_TOKEN to the admin token",
             )
         return answer if missing and answer.status_code == 404 else _good(answer)
 

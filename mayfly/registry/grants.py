@@ -52,6 +52,9 @@ class Access:
 CATALOG = Access("catalog", frozenset({"*"}), "registry")
 """The list of all repositories; only an administrator has it."""
 
+OWN_CATALOG = Access("catalog", frozenset({"own"}), "registry")
+"""The list of those repositories that the same token may pull."""
+
 EVERYTHING = (Access("*", frozenset({PULL, PUSH, DELETE})), CATALOG)
 """What the admin token grants."""
 
@@ -120,6 +123,33 @@ def for_pulling(repo: str, slot: str = "") -> tuple[Access, ...]:
     pull = frozenset({PULL})
     images = [g for g in for_lease(repo, slot) if g.name.startswith("images/")]
     return (*(Access(g.name, pull) for g in images), *SHARED)
+
+
+def caches(repo: str) -> Access:
+    """What is asked for to list and empty the layer caches of `repo`: a request, never a grant."""
+    return Access(f"caches/{repo}", frozenset({"list"}), "registry")
+
+
+def caches_asked(requested: Iterable[Access]) -> tuple[str, ...]:
+    """The repos whose caches are asked for so."""
+    named = ((each.name.partition("/")[2], each) for each in requested)
+    found = (repo for repo, each in named if each == caches(repo) and is_repository(repo))
+    return tuple(dict.fromkeys(found))
+
+
+def for_caches(repo: str, slot: str = "") -> tuple[Access, ...]:
+    """What lists the layer caches of `repo` and empties them; with a `slot`, only that slot's.
+
+    Raises `UsageError` as `check_repo` does.
+    """
+    check_repo(repo)
+    pull, both = frozenset({PULL}), frozenset({PULL, DELETE})
+    own = f"{slot}__*" if slot else "*"
+    return (
+        OWN_CATALOG,
+        Access(f"cache/trusted/{repo}/*", pull if slot else both),
+        Access(f"cache/untrusted/{repo}/{own}", both),
+    )
 
 
 def owner_of(image: str) -> str:

@@ -149,6 +149,27 @@ def test_the_catalog_is_the_admins(stack: Stack, repo: str) -> None:
     assert "repositories" in json.loads(answer.body)
 
 
+def test_the_list_of_a_repos_caches_names_nothing_else(
+    stack: Stack, repo: str, tmp_path: Path
+) -> None:
+    oci_image(tmp_path / "up")
+    admin = stack.signer.registry_token("admin", grants.EVERYTHING, now=datetime.now(UTC))
+    mine = [f"cache/trusted/{repo}/default", f"cache/untrusted/{repo}/7__default"]
+    others = [f"cache/untrusted/{repo}/8__default", f"cache/trusted/{repo}/sub/default"]
+    for name in (*mine, *others, f"images/{repo}", f"cache/trusted/{repo}x/default"):
+        push(stack, admin, tmp_path / "up", f"{name}:latest")
+
+    def listed(slot: str, query: str = "") -> list[str]:
+        access = grants.for_caches(repo, slot)
+        token = stack.signer.registry_token("token:ci", access, now=datetime.now(UTC))
+        answer = stack.curl(f"/v2/_catalog{query}", token=token)
+        assert answer.status == 200 and "link" not in answer.headers
+        return list(json.loads(answer.body)["repositories"])
+
+    assert sorted(listed("7", "?n=1")) == mine
+    assert sorted(listed("")) == sorted([*mine, others[0]])
+
+
 def test_a_mount_needs_pull_on_its_source(stack: Stack, repo: str, tmp_path: Path) -> None:
     _, layer = oci_image(tmp_path / "up")
     _, base = stack.runner(repo)

@@ -162,6 +162,39 @@ def test_a_wrong_repo_is_refused_in_one_line(repo: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("slot", ["", "7"])
+def test_who_may_empty_a_cache_is_who_writes_it(slot: str) -> None:
+    held = grants.for_caches("team/app", slot)
+    lease = grants.for_lease("team/app", slot)
+    for name in (
+        "cache/trusted/team/app/default",
+        "cache/untrusted/team/app/7__default",
+        "cache/untrusted/team/app/8__default",
+        "cache/trusted/team/other/default",
+        "cache/trusted/team/app/sub/default",
+        "cache/trusted/team/app",
+        "images/team/app",
+    ):
+        for done, needed in ((grants.PULL, grants.PULL), (grants.DELETE, grants.PUSH)):
+            may = grants.allows(held, Access(name, frozenset({done})))
+            # What is trusted also looks after what is not, which it neither reads nor writes.
+            also = not slot and name.startswith("cache/untrusted/team/app/")
+            own = name.startswith("cache/") and grants.allows(
+                lease, Access(name, frozenset({needed}))
+            )
+            assert may is (own or also), (name, done)
+        assert not grants.allows(held, Access(name, frozenset({grants.PUSH})))
+
+
+@given(st.lists(st.builds(Access, name, actions), max_size=3), name)
+def test_caches_are_asked_for_by_repo(others: list[Access], repo: str) -> None:
+    asked = (*others, grants.caches(repo), Access(f"caches/{repo}", frozenset({"list"})))
+    assert grants.caches_asked(asked) == (repo,)
+    assert grants.parse_scope(str(grants.caches(repo))) == (grants.caches(repo),)
+    with pytest.raises(UsageError):
+        grants.for_caches("Team/App")
+
+
 @given(st.lists(st.builds(Access, name, actions), max_size=3))
 def test_a_scope_says_what_it_was_made_of(items: list[Access]) -> None:
     assert list(grants.parse_scope(" ".join(map(str, items)))) == items

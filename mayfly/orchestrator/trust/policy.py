@@ -150,12 +150,32 @@ def pullable(
         return grants.for_pulling(who.pulls, who.pulls_slot)
     if who.origin is None:
         return ()
-    trusted, _ = standing(who.origin, policy)
-    at = "" if trusted else slot(who)
+    at = _at(who, policy)
     names = [scope.name for scope in scopes]
     repos = {grants.owner_of(name) or grants.apart_of(name, at) for name in names} - {""}
     mine = [repo for repo in sorted(repos) if covers(who.origin.repos, repo)]
     return (*grants.SHARED, *(g for repo in mine for g in grants.for_pulling(repo, at)))
+
+
+def emptiable(
+    who: Principal, scopes: Iterable[grants.Access], policy: Policy
+) -> tuple[grants.Access, ...]:
+    """What it takes for the layer caches that are asked for, as far as the principal builds those
+    repos: it lists what its builds read, and empties what they write.
+    """
+    asked = grants.caches_asked(scopes)
+    if who.origin is not None:
+        asked = tuple(repo for repo in asked if covers(who.origin.repos, repo))
+    elif not who.admin:
+        return ()
+    at = _at(who, policy)
+    return tuple(grant for repo in asked for grant in grants.for_caches(repo, at))
+
+
+def _at(who: Principal, policy: Policy) -> str:
+    """The slot of a principal that is not trusted; empty for one that is."""
+    trusted = who.admin or (who.origin is not None and standing(who.origin, policy)[0])
+    return "" if trusted else slot(who)
 
 
 def _slug(text: str) -> str:

@@ -376,6 +376,44 @@ def test_a_client_is_told_what_it_may_not_push_before_there_is_a_lease(
     assert len(after) == before
 
 
+def test_a_token_lists_its_repos_caches_and_empties_what_its_builds_write(
+    live: Live, asked: Asked, tmp_path: Path
+) -> None:
+    oci_image(tmp_path / "image", 1000)
+    repo = "team/caches"
+    trusted, own, other = (
+        f"cache/trusted/{repo}/default",
+        f"cache/untrusted/{repo}/token-laptop__default",
+        f"cache/untrusted/{repo}/7__default",
+    )
+    for name in (trusted, own, other):
+        assert push(live, farm_token(live), tmp_path / "image", f"{name}:latest").returncode == 0
+    laptop = asked.sources.given("laptop", trusted=False)
+    trusting = asked.sources.given("trusting", trusted=True)
+
+    def mayfly(token: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return command(live, "cache", *words, MAYFLY_TOKEN=token)
+
+    def listed(token: str) -> list[str]:
+        told = mayfly(token, "ls", "--repo", repo, "--json").stdout
+        return [one["repository"] for one in json.loads(told)]
+
+    assert listed(laptop) == [trusted, own]
+    assert listed(trusting) == listed(live.admin) == [trusted, other, own]
+    for words in (("ls",), ("reset", "--all"), ("ls", "--repo", "other/app")):
+        refused = mayfly(laptop, *words)
+        assert refused.returncode == 10, refused
+        assert "name one of its repos (`--repo`)" in refused.stderr
+    done = mayfly(laptop, "reset", "--repo", repo)
+    assert done.returncode == 0, done.stderr
+    assert "emptied 1 layer cache" in done.stderr and f"kept {trusted}" in done.stderr
+    assert listed(live.admin) == [trusted, other]
+    refused = mayfly(laptop, "reset", "--repo", repo)
+    assert refused.returncode == 10 and f"may not empty {trusted}" in refused.stderr
+    assert mayfly(trusting, "reset", "--repo", repo, "--json").returncode == 0
+    assert listed(live.admin) == []
+
+
 def test_tokens_are_made_listed_and_revoked_by_the_command(live: Live) -> None:
     def mayfly(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return command(live, "token", *words, **more)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mayfly.registry import tokens
+from mayfly.registry import grants, tokens
 from tests.orchestrator.leases import ADMIN, KEY, SIGNING, Farm
 
 ROOT = {"Authorization": f"Bearer {ADMIN}"}
@@ -61,6 +61,23 @@ async def test_it_pulls_the_plugin_its_repos_images_and_what_its_builds_made(
     access = edge.verify(answer.json()["token"], f.clock.now).access
     assert [each.name for each in access] == [*names[:3], *own]
     assert all(each.actions == {"pull"} for each in access)
+
+
+@pytest.mark.parametrize(("trusted", "slot"), [(True, ""), (False, "token-ci")])
+async def test_it_lists_and_empties_the_caches_that_its_builds_write(
+    f: Farm, trusted: bool, slot: str
+) -> None:
+    token = (await make(f, trusted=trusted)).json()["token"]
+    edge = tokens.Verifier(tokens.public(SIGNING), tokens.EDGE)
+
+    async def access(repo: str) -> tuple[grants.Access, ...]:
+        asked = {"scope": str(grants.caches(repo))}
+        answer = await f.http.get("/token", params=asked, auth=("mayfly", token))
+        return edge.verify(answer.json()["token"], f.clock.now).access
+
+    assert await access("team/app") == grants.for_caches("team/app", slot)
+    for other in ("other/app", "team/app/sub", "*", "team/*", ""):
+        assert await access(other) == (), other
 
 
 async def test_only_its_hash_is_on_disk(f: Farm) -> None:

@@ -346,7 +346,9 @@ async def test_later_steps_pull_what_was_built_and_do_nothing_else(
         )
     ]
     answer = await f.http.get(
-        "/token", params=[("scope", scope) for scope in asked], headers=basic(login["password"])
+        "/token",
+        params={"scope": [*asked, str(grants.caches("team/app")), str(grants.CATALOG)]},
+        headers=basic(login["password"]),
     )
     assert answer.status_code == 200
     edge = tokens.Verifier(tokens.public(SIGNING), tokens.EDGE)
