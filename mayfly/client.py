@@ -372,7 +372,8 @@ class Client:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         why = str(error) or type(error).__name__
-        hint = "set MAYFLY_CA to the farm's ca.crt" if "CERTIFICATE_VERIFY" in why else HINT
+        ca = "set MAYFLY_CA (the plugin's `ca`) to the farm's ca.crt"
+        hint = ca if "CERTIFICATE_VERIFY" in why else HINT
         return Unreachable(f"Mayfly does not answer at {self.url}: {why}", hint=hint)
 
 

@@ -28,6 +28,8 @@ In {places.config}, with the server's key (https://WOODPECKER/api/signature/publ
     fingerprint = "sha256:…"
 then `mayfly install` again.
 
+The plugin's image, from the checkout: make plugin
+
 The pipeline:
     steps:
       - name: image
