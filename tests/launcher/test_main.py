@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from mayfly.client import tls_context
+from mayfly.launcher import main
 from mayfly.wire import BuildJson
 from tests.serving import Serving
 
@@ -221,3 +223,19 @@ def test_ca_as_text_and_settings_out_of_a_file(step: Step) -> None:
     status, said = step.run(ca=step.serving.ca.read_text(), env_file="more.env")
     assert (status, "may not push to images/other/app" in said) == (10, True), said
     assert not list(Path("/tmp").glob("mayfly-ca-*"))
+
+
+def test_a_fault_of_ours_is_one_line_that_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("hush")
+
+    monkeypatch.setattr(main, "_prepared", fails)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main.run({"PLUGIN_REPO": "images/team/app", "PLUGIN_TOKEN": "hush"}) == 70
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"buildkit-launcher: internal error \(RuntimeError at .*\) - report.*", line
+    )
+    assert "hush" not in line
