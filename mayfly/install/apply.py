@@ -20,8 +20,8 @@ from pathlib import Path
 
 from mayfly import users
 from mayfly.config import Config
-from mayfly.errors import Conflict, InfrastructureError, MachineUnfit, MayflyError
-from mayfly.install import code, record, remove, settings, systemd, units
+from mayfly.errors import Conflict, MachineUnfit, MayflyError
+from mayfly.install import code, former, record, remove, settings, starting, systemd, units
 from mayfly.install.places import Places
 from mayfly.install.record import Record
 from mayfly.install.settings import Options
@@ -133,17 +133,18 @@ def keep_settings(ready: Ready) -> bool:
 def apply(ready: Ready, progress: Progress) -> bool:
     """Make state, units and links by the code that runs now, and have systemd start what is new.
 
-    Whether anything was changed. Raises `InfrastructureError` when a program does not come up:
-    units are then as they were before, and an installation that was none is taken away again.
+    Whether anything was changed. Raises `InfrastructureError` when a program does not come up,
+    `Terminated`, `OSError`: everything is then as it was before, and an installation that was none
+    is taken away again.
     """
     places, config = ready.places, ready.config
     made = _record(ready)
     first = not (places.units / units.TARGET).exists()
     made.folder(config.state.parent)
     made.note("tree", config.state)
-    table = lifecycle.make_state(config, datetime.now(UTC))
-    before = {path: path.read_bytes() for path in _written(made, places) if path.is_file()}
+    before = former.keep(made, places, config)
     try:
+        table = lifecycle.make_state(config, datetime.now(UTC))
         changed = _write(ready, made, table)
         if not places.hosts.exists():
             made.note("file", places.hosts)
@@ -151,12 +152,13 @@ def apply(ready: Ready, progress: Progress) -> bool:
         hosts.add(config, places.hosts)
         changed |= places.hosts.read_bytes() != hosts_before
         if places.real:
-            changed |= _start(table, before, places, progress)
-    except MayflyError:
+            changed |= _start(table, before.data(), places, progress)
+    except BaseException:
         if first:
             remove.everything(made, config, places, progress)
         else:
-            _put_back(before, table, places)
+            progress("putting back what there was before")
+            former.put_back(before, made, places, progress)
         raise
     code.prune(places.code, Path(sys.prefix))
     return changed
@@ -170,11 +172,6 @@ def _record(ready: Ready) -> Record:
     fresh = Record(ready.places.record, ready.config.state)
     fresh.save()
     return fresh
-
-
-def _written(made: Record, places: Places) -> list[Path]:
-    folders = (places.units, places.environment)
-    return [path for path in made.made if path.parent in folders or path == places.probes]
 
 
 def _write(ready: Ready, made: Record, table: Sequence[Service]) -> bool:
@@ -210,44 +207,6 @@ def _start(
     names = [*units.sockets(table), *(units.name(each.name) for each in table), units.LOOK]
     did = False
     for name in names:
-        runs = systemd.active(name)
-        same = all(
-            path.read_bytes() == before.get(path)
-            for path in _inputs(name, places)
-            if path.exists() or path in before
-        )
-        if runs and same:
-            continue
-        progress(f"{name}: starting{' the new version' if runs else ''}")
-        if runs and name.endswith(".socket"):
-            systemd.stop([name.replace(".socket", ".service")])  # it would hold the old socket
-        systemd.start(name, again=runs)
-        did = True
+        did |= starting.start(name, before, places, progress)
     systemd.start(units.TARGET, again=False)
     return did
-
-
-def _inputs(name: str, places: Places) -> list[Path]:
-    """The files that a unit is run by."""
-    found = [places.units / name]
-    if name == units.LOOK:
-        found.append(places.probes)
-    elif name.endswith(".service"):
-        program = name.removeprefix("mayfly-").removesuffix(".service")
-        found.append(places.environment / f"{program}.env")
-    return found
-
-
-def _put_back(before: Mapping[Path, bytes], table: Sequence[Service], places: Places) -> None:
-    """The former units, running."""
-    for path, text in before.items():
-        path.write_bytes(text)
-    if not places.real:
-        return
-    systemd.reload()
-    for each in table:
-        if (places.units / units.name(each.name)) in before:
-            try:
-                systemd.start(units.name(each.name), again=True)
-            except InfrastructureError:
-                continue  # the first fault is the one to tell of

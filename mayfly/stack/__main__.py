@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MayflyError
-from mayfly.stack import lifecycle
+from mayfly.stack import apart, lifecycle
 from mayfly.stack.prepare import prepare
 
 
@@ -48,12 +48,12 @@ def main() -> int:
         asyncio.run(lifecycle.supervised(config, progress, prepare, ready))
     except MayflyError as error:
         print(error, file=log)
-        tell(error=lifecycle.fail(error))
+        tell(error=apart.told(error))
         return error.exit_status
     except Exception as error:
         traceback.print_exc(file=log)
         last = f"internal: {type(error).__name__}: {error}"
-        tell(error=lifecycle.fail(InfrastructureError(last, hint=f"see {log.name}")))
+        tell(error=apart.told(InfrastructureError(last, hint=f"see {log.name}")))
         return 70
     return 0
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,9 +13,10 @@ from datetime import UTC, datetime
 
 from mayfly import users
 from mayfly.config import Config
-from mayfly.errors import InfrastructureError, MachineUnfit, MayflyError, from_code
+from mayfly.errors import InfrastructureError, MachineUnfit
 from mayfly.host.runners import teardown
 from mayfly.stack import (
+    apart,
     hosts,
     preflight,
     record,
@@ -177,35 +176,12 @@ def _unwritable(error: OSError) -> InfrastructureError:
 
 def _detached(config: Config, progress: Progress) -> None:
     """Start `python -m mayfly.stack` in a session of its own; return when it says it is ready."""
-    child = subprocess.Popen(
+    apart.hear(
         [sys.executable, "-I", "-m", "mayfly.stack"],
-        cwd="/",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-    if child.stdin is None or child.stdout is None:
-        raise InfrastructureError("no pipe to the supervisor")
-    try:
-        with child.stdin:
-            child.stdin.write(config.model_dump_json())
-        with child.stdout:
-            for line in child.stdout:
-                message = json.loads(line)
-                if "progress" in message:
-                    progress(message["progress"])
-                elif "error" in message:
-                    child.wait()
-                    raise from_code(**message["error"])
-                else:
-                    return
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    raise InfrastructureError(
-        f"the supervisor ended unexpectedly (exit {child.wait()})",
+        config.model_dump_json(),
+        progress,
+        name="the supervisor",
+        stays=True,
         hint=f"see {config.state / 'log' / 'supervisor.log'}",
     )
 
@@ -245,8 +221,3 @@ async def _down(config: Config, progress: Progress) -> None:
         record.path(config.run).unlink(missing_ok=True)
     await teardown(config)
     hosts.remove(config)
-
-
-def fail(error: MayflyError) -> dict[str, str]:
-    """An error as the supervisor reports it to the command that started it."""
-    return {"code": error.code, "message": error.message, "hint": error.hint}

@@ -25,7 +25,16 @@ GIVEN = "/opt/mayfly/bin/mayfly"
 INSTALLED = "/usr/local/bin/mayfly"
 STATE = Path("/var/lib/mayfly")
 URL = "https://registry.mayfly.internal:5000"
-PROGRAMS = ("s3", "registry", "host", "edge", "orchestrator", "look")
+USERS = {
+    "s3": 60904,
+    "registry": 60903,
+    "host": 0,
+    "edge": 60902,
+    "orchestrator": 60901,
+    "builders": 60905,
+    "look": 0,
+}
+"""Every program that stays, and whom it runs as (mayfly/users.py)."""
 
 # What a running system writes by itself.
 OTHERS = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/log", "/var/tmp", "/var/lib/systemd")
@@ -71,7 +80,7 @@ def run(*argv: str, status: int = 0) -> str:
 def pids() -> dict[str, str]:
     return {
         name: run("systemctl", "show", "-p", "MainPID", "--value", f"mayfly-{name}.service")
-        for name in PROGRAMS
+        for name in USERS
     }
 
 
@@ -159,8 +168,7 @@ class Story:
 
     def its_programs_have_the_users_they_are_meant_for(self) -> None:
         owners = {n: Path(f"/proc/{pid}").stat().st_uid for n, pid in self.pids.items()}
-        wanted = {"s3": 60904, "registry": 60903, "host": 0, "edge": 60902, "orchestrator": 60901}
-        assert {**owners, **wanted} == owners, owners
+        assert owners == USERS
 
     def it_yields_to_what_else_runs(self) -> None:
         group = Path("/sys/fs/cgroup/mayfly.slice")
@@ -198,7 +206,7 @@ class Story:
         (newer,) = Path("/usr/local/lib/mayfly").iterdir()
         assert newer != folder
         now = pids()
-        assert all(now[name] not in ("0", self.pids[name]) for name in PROGRAMS), now
+        assert all(now[name] not in ("0", self.pids[name]) for name in USERS), now
         after = ask("GET", f"/v1/leases/{self.lease}")
         assert (after["state"], after["attempt"]) == ("ready", before["attempt"]), after
         assert after["ready_at"] == before["ready_at"]
@@ -226,7 +234,8 @@ class Story:
         assert [p for p in left if not p.endswith("/mayfly/pid.py")] == [], left
         assert run("systemctl", "list-units", "--all", "--no-legend", "mayfly*") == ""
         assert list(Path("/sys/fs/cgroup").glob("mayfly*")) == []
-        assert "60902" not in run("ps", "-eo", "uid")
+        left_running = set(run("ps", "-eo", "uid=").split()) & {str(u) for u in USERS.values() if u}
+        assert left_running == set()
         assert run(GIVEN, "uninstall") == "nothing is installed"
 
     def data_is_kept_where_that_is_asked_for(self) -> None:

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError, UsageError
-from mayfly.install import code, lines, record, settings, story
+from mayfly.install import code, former, lines, record, settings, story
 from mayfly.install.places import Places
 from mayfly.install.remove import uninstall
 from mayfly.install.settings import Options
-from mayfly.stack import certificates, own_certificate
+from mayfly.stack import apart, certificates, own_certificate
 from tests.install.test_units import verify
 from tests.stack_fixture import free_port
 
@@ -191,6 +191,45 @@ def test_what_fails_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) 
         install(places)
     shutil.rmtree(root / "usr")
     assert content(root) == before
+
+
+def test_an_interrupt_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, before = quick(root, monkeypatch), content(root)
+    hear = apart.hear
+
+    def interrupted(*words: Any, **options: Any) -> Any:
+        hear(*words, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apart, "hear", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install(places)
+    assert content(root) == before
+
+
+def test_an_upgrade_that_fails_is_taken_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = quick(root, monkeypatch)
+    install(places, listen="127.0.0.1:5997")
+    there, config = content(root), settings.load(places.config.read_text(), {}, places.config)
+    made = record.load(places.record)
+    assert made is not None
+    made_before = set(made.made)
+    before = former.keep(made, places, config)
+    # Another version: one program less, one more, other variables and settings, another command.
+    made.forget(places.units / "mayfly-s3.service")
+    made.write(places.units / "mayfly-new.service", "[Service]\n")
+    made.write(places.environment / "new.env", "A=b\n", 0o600)
+    made.write(places.environment / "edge.env", "A=b\n", 0o600)
+    (config.run / "mayfly.toml").write_text("an_option_of_the_new_version = 1\n")
+    made.link(places.command, "/elsewhere")
+    former.put_back(before, made, places, print)
+    now = content(root)
+    assert now.keys() == there.keys()
+    # The order of making has changed, and nothing else.
+    assert {name for name in now if now[name] != there[name]} <= {"etc/mayfly/installed.json"}
+    again = record.load(places.record)
+    assert again is not None
+    assert again.made.keys() == made_before
 
 
 def test_what_is_wrong_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
