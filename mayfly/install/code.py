@@ -8,6 +8,7 @@ that is named by its content, so that an upgrade is made beside the one that run
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import tempfile
 import venv
 from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import mayfly
@@ -64,7 +66,9 @@ def ensure(code: Path, progress: Progress) -> Path:
 
 
 def prune(code: Path, keep: Path) -> None:
-    """Remove all versions but `keep`, for which every program has been started anew."""
+    """Remove all versions but `keep`, which every program runs from; nothing where it is not."""
+    if keep.parent != code:
+        return
     for other in code.iterdir():
         if other != keep:
             shutil.rmtree(other)
@@ -158,7 +162,24 @@ def _copy(source: Path, target: Path, folder: Path) -> None:
         target.write_bytes(text)
     else:
         shutil.copyfile(source, target)
-    target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
+    at = source.stat()
+    target.chmod(0o755 if at.st_mode & 0o100 else 0o644)
+    if source.suffix == ".py":
+        _copy_compiled(source, target, at.st_mtime_ns)
+
+
+def _copy_compiled(source: Path, target: Path, changed_ns: int) -> None:
+    """What Python has compiled of a module goes with it, which saves most of an installation's
+    time. It is tied to the module's size and time of change, and to no place: Python sets the
+    file's name right when it loads it (importlib, `_compile_bytecode`).
+    """
+    os.utime(target, ns=(changed_ns, changed_ns))
+    compiled = Path(cache_from_source(str(source)))
+    if compiled.is_file():
+        there = Path(cache_from_source(str(target)))
+        there.parent.mkdir(exist_ok=True)
+        shutil.copyfile(compiled, there)
+        there.chmod(0o644)
 
 
 def _is_script(source: Path) -> bool:

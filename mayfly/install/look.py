@@ -1,14 +1,16 @@
 """`python -m mayfly.install.look PROBES [NAME]`: see that programs serve.
 
-With a name it returns as soon as that program serves, or ends with 1 after `READY_S`: units call it
-when they have started theirs. Without, it looks at all of them for ever, has systemd start again
-what runs and has not served for `HUNG_S`, and renews certificates: what `mayfly up` does elsewhere.
+With a name it returns as soon as that program serves, or ends with 1 after `READY_S`, or when it
+has died: units call it when they have started theirs. Without, it looks at all of them for ever,
+has systemd start again what runs and has not served for `HUNG_S`, and renews certificates: what
+`mayfly up` does elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,11 +28,11 @@ from mayfly.stack.services import Probe
 from mayfly.stack.supervise import HUNG_S, LOOK_S, READY_S
 
 
-async def until(probe: Probe) -> bool:
-    """Whether it serves within `READY_S`; returns when it does."""
+async def until(probe: Probe, alive: Callable[[], bool]) -> bool:
+    """Whether it serves within `READY_S`; returns when it does, or is `alive` no more."""
     end, pause = time.monotonic() + READY_S, 0.02
     while not await answers(probe):
-        if time.monotonic() > end:
+        if time.monotonic() > end or not alive():
             return False
         pause = min(0.25, pause * 1.5)
         await asyncio.sleep(pause)
@@ -78,11 +80,17 @@ async def _for_ever(probes: Mapping[str, Probe]) -> None:
         await asyncio.sleep(LOOK_S)
 
 
+def _main_process() -> bool:
+    """Whether the unit's process lives (systemd.exec(5), `$MAINPID`); True where that is unsaid."""
+    number = os.environ.get("MAINPID", "")
+    return not number or Path("/proc", number).exists()
+
+
 def main() -> int:
     found = json.loads(Path(sys.argv[1]).read_text())
     probes = {name: units.probe(data) for name, data in found.items()}
     if len(sys.argv) > 2:
-        return 0 if asyncio.run(until(probes[sys.argv[2]])) else 1
+        return 0 if asyncio.run(until(probes[sys.argv[2]], _main_process)) else 1
     asyncio.run(_for_ever(probes))
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, Terminated
-from mayfly.install import apply, record, remove
+from mayfly.install import apply, code, record, remove
 from mayfly.install.places import Places
 from mayfly.install.settings import Options
 from mayfly.stack import apart
@@ -36,6 +36,8 @@ def install(
             made = record.load(places.record)
             if first and made is not None:
                 remove.everything(made, ready.config, places, lambda line: None)
+            elif places.command.is_symlink():  # to the version that is installed still
+                code.prune(places.code, places.command.readlink().parent.parent)
             if isinstance(error, OSError):
                 raise InfrastructureError(f"{error.filename}: {error.strerror}") from None
             raise

@@ -28,7 +28,7 @@ from mayfly.golden.disk import content_bytes, disk_bytes
 from mayfly.golden.rootfs import take_boot_files
 from mayfly.stack import certificates
 from mayfly.tools import tools_dir
-from tests.install.server import Story
+from tests.install.server import steps as all_steps
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
 
@@ -59,8 +59,6 @@ SETTINGS = '[vm]\nprovider = "fake"\n\n[pool]\nmemory_gb = 8\ndisk_gb = 100\n'
 BOOT_S = 2700
 """How long the whole of it may take."""
 
-STEPS = [name for name in vars(Story) if not name.startswith("_")]
-
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
@@ -84,7 +82,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.timeout(BOOT_S + 900)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", all_steps())
 def test_on_a_server(steps: dict[str, str], step: str) -> None:
     assert step in steps, "a step before it failed"
     assert steps[step] == ""
