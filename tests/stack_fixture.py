@@ -323,12 +323,16 @@ async def _stand_ins(stack: Stack) -> None:
     await runner.setup()
     await web.UnixSite(runner, str(run / "api" / "orchestrator.sock")).start()
     (run / "api" / "orchestrator.sock").chmod(0o666)
-    host = stack.host
-    operations = {"list": host.list, "dial": host.dial, "listen": host.listen}
     try:
-        await serve(run / "dial.sock", uid=users.EDGE, operations=operations)
+        await serve_host(stack.host, run)
     finally:
         await runner.cleanup()
+
+
+async def serve_host(host: FakeHost, run: Path) -> None:
+    """Answer for ever at the host's dial socket."""
+    operations = {"list": host.list, "dial": host.dial, "listen": host.listen}
+    await serve(run / "dial.sock", uid=users.EDGE, operations=operations)
 
 
 async def _orchestrator(stack: Stack, request: web.Request) -> web.StreamResponse:
