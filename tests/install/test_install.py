@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import py_compile
+import re
 import shutil
 import socket
 import stat
@@ -33,6 +35,7 @@ from mayfly.stack import apart, certificates, own_certificate
 from tests.install.test_units import verify
 from tests.stack_fixture import free_port
 
+PAGE = Path(__file__).parents[2] / "docs/install.md"
 MAYFLY = Path(sys.executable).with_name("mayfly")
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -77,6 +80,12 @@ def test_all_of_it_and_then_nothing(root: Path) -> None:
     for path in [*places.environment.iterdir(), root / "var/lib/mayfly/admin.token"]:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert "registry.mayfly.internal" in places.hosts.read_text()
+    said_of_units = re.search(r"mayfly-\{([a-z0-9,]+)\}\.service", PAGE.read_text())
+    assert said_of_units is not None
+    said_of_users = f"({min(users.IDS)} to {max(users.IDS)})"
+    assert said_of_users in PAGE.read_text()
+    made = [path.stem.removeprefix("mayfly-") for path in places.units.glob("mayfly-*.service")]
+    assert set(said_of_units[1].split(",")) == set(made), "as docs/install.md says"
     assert places.command.resolve().parent.parent.parent == places.code
     there = content(root)
     assert not any("egg-info" in name or "/pytest/" in name for name in there), "for developers"
@@ -316,3 +325,22 @@ def test_the_lines_to_paste_name_this_farm() -> None:
     said = lines.to_paste(config, Places())
     assert "https://builds.example.org:443/v1/woodpecker/secrets" in said
     assert "image: builds.example.org:443/images/mayfly/buildkit-launcher" in said
+
+
+def test_what_python_has_compiled_is_taken_along_and_used(root: Path) -> None:
+    given, put = root / "given/lib/module.py", root / "put/lib/module.py"
+    given.parent.mkdir(parents=True)
+    given.write_text("print('compiled', (lambda: 0).__code__.co_filename)\n")
+    py_compile.compile(str(given))
+    text = given.read_text().replace("compiled", "as text!")
+    at = given.stat()
+    given.write_text(text)  # of the same size and time: Python takes what it has compiled
+    os.utime(given, ns=(at.st_atime_ns, at.st_mtime_ns))
+    code._copy(given, put, root)
+    run = [sys.executable, "-B", "-c", "import module"]
+    done = subprocess.run(run, cwd=put.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == f"compiled {put}\n"
+    os.utime(given, (at.st_atime, at.st_mtime + 10))  # changed since: it is not used any more
+    code._copy(given, put, root)
+    done = subprocess.run(run, cwd=put.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == f"as text! {put}\n"
