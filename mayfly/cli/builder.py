@@ -82,6 +82,8 @@ def create(
     if not wanted.buildx:
         print(wanted.by_hand(endpoint))
     show(f"builder {name} of {wanted.repo} is at {endpoint}")
+    if wanted.without_dockers:
+        show(wanted.without_dockers)
     show(
         "stock buildx offers your whole Docker configuration to what runs there: log in to no more "
         "than these builds need (DOCKER_CONFIG names another configuration)"

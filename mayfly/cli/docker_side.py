@@ -34,6 +34,7 @@ from mayfly.wire import BuilderJson, MadeBuilderJson
 SOCKET_S = 10.0
 """How long a socket may take to be there; the program that serves it hears of it at once."""
 
+DOCKERS = ("docker", "buildx")
 ENDPOINT = "endpoint"
 LONGEST_PATH = 107
 """Bytes in the path of a unix socket (unix(7)), without the one that ends it."""
@@ -76,7 +77,19 @@ class Wanted:
 
     def by_hand(self, endpoint: str) -> str:
         """The line for whoever tells buildx themselves."""
-        return shlex.join(self.argv(endpoint, ("docker", "buildx")))
+        return shlex.join(self.argv(endpoint, DOCKERS))
+
+    @property
+    def without_dockers(self) -> str:
+        """What to say where `docker buildx` is no command; empty where it is, or is not told."""
+        if self.buildx in ((), DOCKERS):
+            return ""
+        program = shlex.join(self.buildx)
+        plugin = self.folder.parent.parent / "cli-plugins" / "docker-buildx"
+        return (
+            f"`docker buildx` is no command here: say {program} in its place, or make it one by a "
+            f"link to that program at {plugin}"
+        )
 
 
 def wanted(
@@ -129,12 +142,12 @@ def buildx(environ: Mapping[str, str]) -> tuple[str, ...]:
     Both keep their builders in the same place.
     """
     with suppress(OSError, subprocess.SubprocessError):
-        known = ["docker", "buildx", "version"]
+        known = [*DOCKERS, "version"]
         done = subprocess.run(
             known, env=environ, capture_output=True, timeout=BUILDX_S, check=False
         )
         if done.returncode == 0:
-            return ("docker", "buildx")
+            return DOCKERS
     try:
         return (str(flow.buildx_of(configuration.load(environ))),)
     except MachineUnfit:

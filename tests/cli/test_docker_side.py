@@ -216,6 +216,23 @@ async def test_without_buildx_the_line_is_printed(side: Side) -> None:
     )
 
 
+async def test_where_docker_has_no_buildx_the_way_to_it_is_said(
+    side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    wanted = side.wanted()
+    (program,) = wanted.buildx
+    plugin = side.home / ".docker" / "cli-plugins" / "docker-buildx"
+    assert f"say {program} in its place" in wanted.without_dockers
+    assert wanted.without_dockers.endswith(f" at {plugin}")
+    docker = tmp_path / "bin" / "docker"
+    docker.write_text("#!/bin/sh\n")
+    docker.chmod(0o755)
+    assert side.wanted().without_dockers == ""
+    assert side.wanted(register=False).without_dockers == ""
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -296,11 +296,12 @@ def emulator(farm: Farm) -> Iterator[None]:
     assert refused.returncode == MachineUnfit.exit_status, refused.stderr
     mend = re.search(r" - (apt-get) (install) (qemu-user-static)$", refused.stderr, re.M)
     assert mend is not None, refused.stderr
-    subprocess.run([*mend.groups(), "-qq", "--yes"], check=True, timeout=300)
+    quietly = ["-qq", "--yes", "-o", "DPkg::Lock::Timeout=200", "-o", "Dpkg::Use-Pty=0"]
+    subprocess.run([*mend.groups(), *quietly], check=True, timeout=300)
     try:
         yield
     finally:
-        subprocess.run(["apt-get", "purge", "-qq", "--yes", mend[3]], check=True, timeout=300)
+        subprocess.run(["apt-get", "purge", *quietly, mend[3]], check=True, timeout=300)
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,28 @@ class Docker:
         finally:
             self.mayfly("builder", "rm", name, check=False)
 
+    def compose(self) -> list[str]:
+        """How docker's compose is called here, with our buildx as docker's; nothing without it.
+
+        Compose 1 (Debian's `docker-compose`) has the daemon build, not buildx.
+        """
+        plugin = self.home / ".docker" / "cli-plugins" / "docker-buildx"
+        plugin.parent.mkdir()
+        plugin.symlink_to(tools_dir(self.farm.config.cache) / "buildx")
+        for words in (["docker", "compose"], ["docker-compose"]):
+            if shutil.which(words[0]) is None:
+                continue
+            asked = subprocess.run(
+                [*words, "version", "--short"],
+                env=self.env,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if asked.returncode == 0 and not asked.stdout.startswith("1."):
+                return words
+        return []
+
     def listed(self, name: str) -> dict[str, Any]:
         (one,) = (b for b in self.farm.json("builder", "ls") if b["name"] == name)
         return dict(one)
@@ -230,6 +252,30 @@ def test_bake_and_compose_files_secrets_and_ssh(
             docker.buildx("build", "--builder", name, *mounts, "-f", file, folder, **env)
         finally:
             os.kill(int(env["SSH_AGENT_PID"]), signal.SIGTERM)
+
+
+@pytest.mark.long
+def test_docker_compose_builds_and_pushes(docker: Docker, context: Context) -> None:
+    if not (compose := docker.compose()):
+        pytest.skip("there is no docker compose")
+    folder = context("echo composed > /made")
+    image = f"{docker.farm.config.registry_host}/images/team/composed/one:1"
+    (folder / "compose.yaml").write_text(f"services:\n  one:\n    build: .\n    image: {image}\n")
+    with docker.builder("composed") as name:
+        built = subprocess.run(
+            [*compose, "build", "--builder", name, "--push"],
+            env=docker.env,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert built.returncode == 0, built.stderr
+        back = folder / "back"
+        back.mkdir()
+        (back / "Dockerfile").write_text(f"FROM {image}\nRUN test -s /made\n")
+        docker.buildx("build", "--builder", name, back)
 
 
 @pytest.mark.long
