@@ -3,7 +3,7 @@
 | credential | what its token allows |
 | --- | --- |
 | the admin token | everything |
-| whoever leases for a repo | pulling `trust.policy.pullable`: its images, and what is shared; emptying its caches |
+| whoever leases for a repo | pulling its images and what is shared; emptying its caches |
 | a pull ticket | pulling its repo's images |
 | a lease's holder | what the lease may do, until its deadline; gone with its runner |
 | any of these at a runner's own door | the same, for whom that runner serves and for nobody else |
