@@ -14,7 +14,7 @@ import pytest
 
 from tests.farm.conftest import Farm
 
-pytestmark = [pytest.mark.vm, pytest.mark.services, pytest.mark.long]
+pytestmark = [pytest.mark.vm, pytest.mark.services, pytest.mark.long, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 NAME = "images/mayfly/buildkit-launcher"
@@ -26,7 +26,7 @@ def test_the_plugins_image_is_built_by_a_farm_and_builds_on_it(
     farm: Farm, python_base: str, context: Callable[[str], Path], tmp_path: Path
 ) -> None:
     script = [str(ROOT / "scripts/plugin-image"), "--mayfly-size", "t3"]
-    subprocess.run(script, env=farm.env, check=True, timeout=500)
+    subprocess.run(script, env=farm.env, check=True, timeout=1500)
     token = (farm.config.state / "admin.token").read_text().strip()
     image = f"docker://{farm.config.registry_host}/{NAME}:latest"
     trusting = ["--src-cert-dir", str(farm.config.state / "trust"), "--src-creds", f"x:{token}"]
@@ -79,7 +79,7 @@ def step(root: Path, config: Mapping[str, Any], settings: Mapping[str, str]) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     return done.returncode, done.stdout
