@@ -11,7 +11,7 @@ which ends whatever its predecessor left, and ignores answers whose id it did no
 
     freeze, identity, authorize      how it becomes somebody       identity.py
     sample, steps                    what its build uses           sample.py, buildkit.py
-    quiesce, take_scratch            a disk that changes hands     scratch.py
+    quiesce, make_way, take_scratch  a disk that changes hands     scratch.py
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mayfly.guest import buildkit, scratch
@@ -29,7 +30,7 @@ from mayfly.guest.identity import Life, prepare
 from mayfly.guest.kernel import Kernel, real_kernel
 from mayfly.guest.machine import CPUS, set_cpus
 from mayfly.guest.message import Message, Refused, number
-from mayfly.guest.sample import SCRATCH, Sampler
+from mayfly.guest.sample import Sampler
 
 VERSION = 1
 PORT = "/dev/virtio-ports/mayfly.agent"
@@ -53,6 +54,7 @@ class Agent:
             "sample": lambda _: {"sample": self._sampler.read()},
             "steps": self._steps,
             "quiesce": self._quiesce,
+            "make_way": self._make_way,
             "take_scratch": self._take_scratch,
             "poweroff": self._poweroff,
         }
@@ -121,22 +123,21 @@ class Agent:
         scratch.put_down(self._kernel.run, number(message, "timeout_s", 1, 60))
         return {"quiesced": True}
 
-    def _take_scratch(self, message: Message) -> Message:
-        """Have BuildKit go on with the disk that the host has plugged in, grown to this size."""
+    def _make_way(self, message: Message) -> Message:
+        """With all vCPUs of its size, give the runner's own scratch disk up for one to come."""
         timeout_s = number(message, "timeout_s", 1, 60)
-        disk_bytes = int(number(message, "disk_bytes", 0, 2**60))
         cpus = int(number(message, "cpus", 1, 1024))
         if not self._life.identified:
-            raise Refused("take_scratch: this guest has no identity")
+            raise Refused("make_way: this guest has no identity")
         set_cpus(cpus, self._root / CPUS)
-        timings = scratch.take_up(
-            self._kernel.run,
-            lambda: self._kernel.rest(False),
-            buildkit.listens,
-            timeout_s,
-            self._root,
-        )
-        self._kernel.resize_filesystem(SCRATCH, disk_bytes)
+        thaw = partial(self._kernel.rest, False)
+        return {"timings_s": scratch.make_way(self._kernel.run, thaw, timeout_s, self._root)}
+
+    def _take_scratch(self, message: Message) -> Message:
+        """Have BuildKit go on with the disk that the host has plugged in. Like the first one, it is
+        grown to this runner's size after the first login (identity.py)."""
+        timeout_s = number(message, "timeout_s", 1, 60)
+        timings = scratch.take_up(self._kernel.run, buildkit.serves, timeout_s, self._root)
         self._sampler.rebase()
         return {"taken": True, "timings_s": timings}
 

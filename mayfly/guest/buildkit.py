@@ -27,9 +27,32 @@ MAX_ERROR = 300
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of HTTP/2, and so of gRPC, begins: with settings, none here (RFC 9113, 3.4)."""
+
+SETTINGS = 4
+"""The kind of frame with which the server begins."""
+
+
 def listens() -> bool:
+    """Whether somebody could connect; buildkitd listens before it can do anything."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(SOCKET) == 0
+
+
+def serves(path: str = SOCKET, timeout_s: float = 1.0) -> bool:
+    """Whether buildkitd answers within so many seconds: only when it has opened what it keeps on
+    its disk (its cmd/buildkitd/main.go: first the listeners, then the controller, then it serves).
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(timeout_s)
+            probe.connect(path)
+            probe.sendall(PREFACE)
+            head = probe.recv(9, socket.MSG_WAITALL)
+            return len(head) == 9 and head[3] == SETTINGS
+    except OSError:
+        return False
 
 
 def answers(timeout_s: float) -> bool:

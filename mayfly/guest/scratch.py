@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 UNIT = "buildkitd.service"
@@ -17,6 +18,10 @@ MOUNT = "/scratch"
 RESET = "/scratch/buildkit"
 """Where BuildKit puts a database aside that it cannot read, to begin an empty one (its
 util/db/boltutil/safe_open.go)."""
+
+EMULATORS = "proc/sys/fs/binfmt_misc/status"
+"""Whether the kernel runs programs of other architectures (its Documentation/admin-guide,
+binfmt-misc): 0 lets all of them rest, 1 brings them back."""
 
 SERIAL = "scratch2"
 """What the host calls a disk that was another runner's (virtio: 20 characters at most)."""
@@ -33,47 +38,73 @@ def put_down(run: Run, timeout_s: float) -> None:
     run(("umount", MOUNT), max(1.0, until - time.monotonic()))
 
 
-def take_up(
-    run: Run,
-    thaw: Callable[[], None],
-    listens: Callable[[], bool],
-    timeout_s: float,
-    root: Path,
-) -> dict[str, float]:
-    """Have BuildKit, which may be frozen, run on the other disk; returns when it listens, with what
-    took how many seconds.
+def make_way(run: Run, thaw: Callable[[], None], timeout_s: float, root: Path) -> dict[str, float]:
+    """Give up what BuildKit, which may be frozen, has on its own disk, and unmount that: another
+    one is to come. Returns what took how many seconds. Raises OSError.
 
-    What it has on its own disk is given up, and so nothing waits for it to stop. Raises OSError,
-    also when BuildKit has begun its records of finished steps anew: nothing there is of use then.
+    Nothing of it is of use to anybody, and so nothing waits for BuildKit to stop.
     """
-    began = last = time.monotonic()
-    until, timings = began + timeout_s, dict[str, float]()
-
-    def took(step: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        timings[step], last = round(now - last, 4), now
-
+    took = Took()
     (root / "sys/fs/cgroup/system.slice" / UNIT / "cgroup.kill").write_text("1")
     thaw()
     run(("systemctl", "stop", UNIT), timeout_s)
     took("stop")
     run(("umount", MOUNT), timeout_s)
     took("unmount")
+    return took.seconds
+
+
+def take_up(run: Run, serves: Callable[[], bool], timeout_s: float, root: Path) -> dict[str, float]:
+    """Have BuildKit run on the other disk, where way was made; returns when it serves, with what
+    took how many seconds. Raises OSError, also when BuildKit has begun its records of finished
+    steps anew: nothing there is of use then.
+    """
+    until, took = time.monotonic() + timeout_s, Took()
     device = find(until, root)
     took("disk")
     run(("mount", "-t", "ext4", "-o", "noatime", device, MOUNT), timeout_s)
     took("mount")
-    run(("systemctl", "start", UNIT), timeout_s)
-    took("start")
-    while not listens():
-        if time.monotonic() > until:
-            raise OSError("BuildKit does not come up on it")
-        time.sleep(0.05)
-    took("listen")
+    with emulators_off(root):
+        run(("systemctl", "start", UNIT), timeout_s)
+        took("start")
+        while not serves():
+            if time.monotonic() > until:
+                raise OSError("BuildKit does not come up on it")
+            time.sleep(0.05)
+        took("serve")
     if any((root / RESET.lstrip("/")).glob("cache.db.*.bak")):
         raise OSError("BuildKit could not read what it had there")
-    return timings
+    return took.seconds
+
+
+class Took:
+    """Seconds of each named step, one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        now = time.monotonic()
+        self.seconds[step], self._last = round(now - self._last, 4), now
+
+
+@contextmanager
+def emulators_off(root: Path) -> Iterator[None]:
+    """Without programs of other architectures while BuildKit starts: it runs one of each twice
+    (its util/archutil), which takes a second or two, and its configuration says what there is.
+
+    Nothing where the kernel runs none.
+    """
+    switch = root / EMULATORS
+    if not switch.exists():
+        yield
+        return
+    switch.write_text("0")
+    try:
+        yield
+    finally:
+        switch.write_text("1")
 
 
 def find(until: float, root: Path) -> str:

@@ -303,7 +303,8 @@ class Runners:
             clone=lambda: self._clone(record, spec, template),
             unmake=lambda made: self._unmake(record.name, made),
             let_go=lambda: self._let_go(spec, template, disk, record.uid),
-            take_up=lambda _: handover.take_up(own, spec, template, disk),
+            make_way=lambda: handover.make_way(own, spec),
+            take_up=lambda: handover.take_up(own, template, disk),
         )
 
     async def _let_go(self, spec: RunnerSpec, template: Template, disk: Path, uid: int) -> None:

@@ -21,6 +21,7 @@ import pytest
 from mayfly import flow, tools
 from mayfly.build import pair, ssh
 from mayfly.config import Config
+from mayfly.guest import buildkit as guest
 from mayfly.model import Outcome
 from tests.build.fake_runner import fake_runner, pair_of
 from tests.farm.elsewhere import USER, Elsewhere, elsewhere
@@ -69,7 +70,7 @@ def buildkit(there: Elsewhere, folder: Path) -> Iterator[Path]:
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(argv, stderr=log, env=os.environ | {"PATH": path})
     try:
-        while not (root / "sock").exists():
+        while not guest.serves(str(root / "sock")):
             assert process.poll() is None, (root / "log").read_text()
             time.sleep(0.05)
         yield root / "sock"

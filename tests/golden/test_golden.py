@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from datetime import date
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mayfly.base import PLATFORMS
 from mayfly.errors import InfrastructureError, MachineUnfit
 from mayfly.golden import catalogue, disk, fetch, manifest, recipe, rootfs
 from mayfly.golden import image as building
@@ -76,6 +78,18 @@ def test_no_file_of_the_image_names_a_registry_or_holds_a_key() -> None:
         text = path.read_text()
         assert "PRIVATE KEY-----\n" not in text
         assert not re.search(r"https?://", text), path
+
+
+def test_buildkit_is_told_what_the_image_has_an_emulator_for() -> None:
+    files = recipe.FOLDER / "files"
+    lines = (files / "etc/binfmt.d/mayfly.conf").read_text().splitlines()
+    emulated = {line.split(":")[1].removeprefix("qemu-") for line in lines if line[0] == ":"}
+    told = tomllib.loads((files / "etc/buildkit/buildkitd.toml").read_text())["worker"]["oci"]
+    names = {"arm64": "aarch64", "amd64": "x86_64"}
+    found = [platform.split("/")[1] for platform in told["platforms"]]
+    assert found[0] == "amd64", "its own"
+    assert {names.get(name, name) for name in found[1:]} == emulated
+    assert set(PLATFORMS) <= set(told["platforms"])
 
 
 def test_the_agent_runs_with_nothing_but_the_standard_library_and_its_own_folder(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterable
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -95,3 +98,39 @@ def test_a_build_that_buildkit_does_not_tell_of_has_no_steps() -> None:
 @given(st.binary(max_size=300))
 def test_no_log_makes_it_fail(text: bytes) -> None:
     buildkit.of_log(b'{"vertexes": [{"started": "' + text + b'"}]}\n' + text)
+
+
+@pytest.mark.parametrize(
+    ("says", "serves"),
+    [
+        (bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)) + bytes(6), True),
+        (b"HTTP/1.1 ", False),
+        (bytes((0, 0, 6, 4)), False),
+        (b"", False),
+        (None, False),
+    ],
+    ids=["settings", "another frame", "half a frame", "it ended", "it only listens"],
+)
+def test_it_serves_when_it_begins_as_a_server_does(
+    tmp_path: Path, says: bytes | None, serves: bool
+) -> None:
+    """A real one is asked in tests/flow/test_elsewhere.py."""
+    path, heard = str(tmp_path / "sock"), list[bytes]()
+    assert not buildkit.serves(path), "nobody listens"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def answer() -> None:
+            there, _ = listener.accept()
+            with there:
+                heard.append(there.recv(100))
+                there.sendall(says or b"")
+
+        answering = Thread(target=answer) if says is not None else None
+        if answering:
+            answering.start()
+        assert buildkit.serves(path, 5 if answering else 0.1) is serves
+        if answering:
+            answering.join()
+            assert heard[0].startswith(b"PRI * HTTP/2.0")

@@ -52,31 +52,61 @@ def test_a_disk_that_was_not_put_down_is_said_to_be_none(fails: str) -> None:
         scratch.put_down(System(fails).run, 5)
 
 
-def test_buildkit_is_killed_and_starts_on_the_other_disk(root: Path) -> None:
+def test_what_is_on_its_own_disk_is_given_up(root: Path) -> None:
     system = System()
-    scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+    took = scratch.make_way(system.run, system.thaw, 5, root)
+    assert system.ran == ["thaw", "systemctl stop buildkitd.service", "umount /scratch"]
+    kill = root / "sys/fs/cgroup/system.slice/buildkitd.service/cgroup.kill"
+    assert kill.read_text() == "1"
+    assert took.keys() == {"stop", "unmount"}
+
+
+@pytest.mark.parametrize("fails", ["systemctl stop", "umount"])
+def test_way_that_is_not_made_is_an_error(root: Path, fails: str) -> None:
+    system = System(fails)
+    with pytest.raises(OSError, match=fails):
+        scratch.make_way(system.run, system.thaw, 5, root)
+
+
+def test_buildkit_starts_on_the_other_disk(root: Path) -> None:
+    system = System()
+    took = scratch.take_up(system.run, lambda: True, 5, root)
     assert system.ran == [
-        "thaw",
-        "systemctl stop buildkitd.service",
-        "umount /scratch",
         "mount -t ext4 -o noatime /dev/vdc /scratch",
         "systemctl start buildkitd.service",
     ]
-    kill = root / "sys/fs/cgroup/system.slice/buildkitd.service/cgroup.kill"
-    assert kill.read_text() == "1"
+    assert took.keys() == {"disk", "mount", "start", "serve"}
 
 
-@pytest.mark.parametrize("fails", ["umount", "mount -t", "systemctl start"])
+@pytest.mark.parametrize("fails", ["mount -t", "systemctl start"])
 def test_what_does_not_come_up_is_an_error(root: Path, fails: str) -> None:
     system = System(fails)
     with pytest.raises(OSError, match=fails):
-        scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+        scratch.take_up(system.run, lambda: True, 5, root)
 
 
-def test_a_buildkit_that_does_not_listen_has_an_end(root: Path) -> None:
+def test_a_buildkit_that_does_not_serve_has_an_end(root: Path) -> None:
     system = System()
     with pytest.raises(OSError, match="does not come up"):
-        scratch.take_up(system.run, system.thaw, lambda: False, 0.1, root)
+        scratch.take_up(system.run, lambda: False, 0.1, root)
+
+
+@pytest.mark.parametrize("comes_up", [True, False])
+def test_emulators_rest_only_while_buildkit_starts(root: Path, comes_up: bool) -> None:
+    switch = root / scratch.EMULATORS
+    switch.parent.mkdir(parents=True)
+    switch.write_text("1")
+    system, seen = System(), list[str]()
+
+    def serves() -> bool:
+        seen.append(switch.read_text())
+        return comes_up
+
+    try:
+        scratch.take_up(system.run, serves, 0.1, root)
+    except OSError:
+        assert not comes_up
+    assert set(seen) == {"0"} and switch.read_text() == "1"
 
 
 def test_a_buildkit_that_has_put_its_records_aside_is_of_no_use(root: Path) -> None:
@@ -84,10 +114,10 @@ def test_a_buildkit_that_has_put_its_records_aside_is_of_no_use(root: Path) -> N
     place.mkdir(parents=True)
     (place / "history.db.x1.bak").touch()
     system = System()
-    scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+    scratch.take_up(system.run, lambda: True, 5, root)
     (place / "cache.db.x2.bak").touch()
     with pytest.raises(OSError, match="could not read"):
-        scratch.take_up(system.run, system.thaw, lambda: True, 5, root)
+        scratch.take_up(system.run, lambda: True, 5, root)
 
 
 def test_a_disk_that_does_not_come_has_an_end(root: Path) -> None:
@@ -103,20 +133,25 @@ def test_a_program_that_fails_is_quoted_and_one_that_hangs_ended() -> None:
         scratch.run(("sleep", "9"), 0.1)
 
 
-def test_the_agent_grows_what_it_takes_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buildkit, "listens", lambda: True)
-    acts, asked = Acts(), {"id": 1, "op": "take_scratch", "timeout_s": 5, "disk_bytes": 1 << 33}
-    asked["cpus"] = 1
+def test_the_agent_makes_way_with_its_vcpus_and_takes_the_disk_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buildkit, "serves", lambda: True)
+    acts, asked = Acts(), {"id": 1, "op": "make_way", "timeout_s": 5, "cpus": 1}
     nobody = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
     assert nobody and not nobody["ok"] and acts.done == []
     (root / IDENTIFIED).parent.mkdir(parents=True)
     (root / IDENTIFIED).touch()
     (root / machine.CPUS / "cpu1").mkdir(parents=True)
     (root / machine.CPUS / "cpu1/online").write_text("1")
-    answer = Agent(acts.kernel(), root).handle(json.dumps(asked).encode())
-    assert answer and answer["ok"] and answer["taken"] is True
+    agent = Agent(acts.kernel(), root)
+    way = agent.handle(json.dumps(asked).encode())
+    assert way and way["ok"] and way["timings_s"].keys() == {"stop", "unmount"}
     assert (root / machine.CPUS / "cpu1/online").read_text() == "0"
-    assert acts.names()[0] == "rest" and acts.done[-1] == ("resize", ("/scratch", 1 << 33))
+    assert acts.names() == ["rest", "run", "run"]
+    answer = agent.handle(b'{"id": 2, "op": "take_scratch", "timeout_s": 5}')
+    assert answer and answer["ok"] and answer["taken"] is True
+    assert acts.names()[3:] == ["run", "run"]
 
 
 def test_the_agent_says_what_it_put_down(root: Path) -> None:

@@ -363,12 +363,26 @@ async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gu
     return put
 
 
-def takes(here: Here, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+def takes(
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    way: Exception | None = None,
+    disk: Exception | None = None,
+) -> None:
+    """The guest of the next runner makes way and takes the disk up, or fails to."""
+
+    async def make(*_: object) -> dict[str, float]:
+        if way:
+            raise way
+        return {"way": 0.5}
+
     async def take(*_: object) -> dict[str, float]:
-        if error:
-            raise error
+        if disk:
+            raise disk
         return {"scratch": 1.5}
 
+    monkeypatch.setattr(handover, "make_way", make)
     monkeypatch.setattr(handover, "take_up", take)
 
 
@@ -381,7 +395,8 @@ async def test_the_next_runner_has_the_disk_of_the_one_before(
     guest = first({"quiesced": True})
     takes(here, monkeypatch)
     made = await here.create(NEXT, TEMPLATE)
-    assert (made.cold, made.timings_s["scratch"]) == ("", 1.5)
+    assert (made.cold, made.timings_s["way"], made.timings_s["scratch"]) == ("", 0.5, 1.5)
+    assert made.timings_s["quiesce"] >= 0
     assert guest.asked == ["quiesce"]
     assert here.ended == [here.process]  # type: ignore[attr-defined]
     moved = here._directory("a-2") / "qemu" / handover.EARLIER
@@ -439,11 +454,13 @@ async def test_a_runner_that_has_ended_leaves_no_disk(here: Here) -> None:
     assert made.ready and made.cold == "runner a-1 had ended"
 
 
+@pytest.mark.parametrize("step", ["way", "disk"])
 async def test_what_does_not_take_the_disk_up_is_made_anew_without(
-    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     first({"quiesced": True})
-    takes(here, monkeypatch, InfrastructureError("BuildKit does not come up on it"))
+    fault = InfrastructureError("BuildKit does not come up on it")
+    takes(here, monkeypatch, **{step: fault})
     unmade = list[str]()
 
     async def note(runner: str) -> None:
@@ -453,8 +470,36 @@ async def test_what_does_not_take_the_disk_up_is_made_anew_without(
     made = await here.create(NEXT, TEMPLATE)
     assert made.ready and made.cold == "BuildKit does not come up on it"
     assert unmade == ["a-2"]
+    assert here.ended == [here.process]  # type: ignore[attr-defined]
     assert not (here._directory("a-2") / "qemu" / handover.EARLIER).exists()
     assert read_record(here._directory("a-2")) == here._records["a-2"]
+
+
+async def test_a_clone_that_made_way_for_a_disk_that_never_came_is_made_anew(
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first({})
+    takes(here, monkeypatch)
+    made_way, refused, unmade = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def quiesce(*_: object) -> None:
+        await made_way.wait()
+        refused.set()
+        raise InfrastructureError("a process holds it")
+
+    async def make(*_: object) -> dict[str, float]:
+        made_way.set()
+        return {}
+
+    async def note(runner: str) -> None:
+        unmade.append(runner)
+
+    monkeypatch.setattr(handover, "let_go", quiesce)
+    monkeypatch.setattr(handover, "make_way", make)
+    here.unmakes = note
+    made = await here.create(NEXT, TEMPLATE)
+    assert refused.is_set() and made.ready and made.cold == "a process holds it"
+    assert unmade == ["a-2"], "it has no BuildKit any more"
 
 
 async def test_a_runner_that_is_not_made_leaves_the_one_before_to_whoever_tries_again(
