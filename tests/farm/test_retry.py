@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench.runners import qemu_pid
+from mayfly.host.handover import EARLIER
 from mayfly.model import GIB
 from tests.farm.conftest import Farm
 
@@ -86,13 +88,18 @@ def test_oom_retry_false_is_one_attempt(farm: Farm, folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_vm_that_dies_before_its_disk_is_down_leaves_a_cold_retry_that_says_so(
-    farm: Farm, folder: Path
+@pytest.mark.parametrize("damage", ["its VM dies", "its disk is overwritten"])
+def test_a_disk_that_may_be_damaged_leaves_a_cold_retry_that_says_so(
+    farm: Farm, folder: Path, damage: str
 ) -> None:
     client = farm.start(*words("retry-cold", folder, 1400))
     said = [*up_to(client.stderr, "ran out of memory in t1; going on in t2")]
-    (first,) = (farm.config.state / "vms").glob("*-1")
-    os.kill(qemu_pid(first.name), signal.SIGKILL)
+    vms = farm.config.state / "vms"
+    if damage == "its VM dies":
+        (first,) = vms.glob("*-1")
+        os.kill(qemu_pid(first.name), signal.SIGKILL)
+    else:
+        overwrite(vms, f"*-2/qemu/{EARLIER}")
     said += client.communicate(timeout=300)[1].splitlines(keepends=True)
     text = "".join(said)
     row = farm.json("status")["builds"][0]
@@ -103,6 +110,19 @@ def test_a_vm_that_dies_before_its_disk_is_down_leaves_a_cold_retry_that_says_so
         ("t1", "oom"),
         ("t2", "succeeded"),
     ]
+    print(next(line for line in said if "finished steps are lost" in line))
+
+
+def overwrite(vms: Path, name: str) -> None:
+    """Fill a file with noise as soon as it is there, before much of it can be read."""
+    until = time.monotonic() + 60
+    while not (found := [*vms.glob(name)]):
+        assert time.monotonic() < until, f"there never was a {name}"
+        time.sleep(0.001)
+    with found[0].open("r+b") as file:
+        noise = os.urandom(1 << 20)
+        for _ in range(0, found[0].stat().st_size, len(noise)):
+            file.write(noise)
 
 
 def up_to(lines: Any, words: str) -> Iterator[str]:
