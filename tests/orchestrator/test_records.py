@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,17 +76,18 @@ async def test_the_second_build_after_a_kill_has_the_right_size_at_once(f: Farm)
     assert "more than the 1 GiB with which one was killed" in "\n".join(why["sizing"]["lines"])
 
 
-async def test_twenty_builds_that_fill_their_vcpus_stay_on_one_rung(f: Farm) -> None:
-    request = replace(REQUEST, spec=None, languages=())
+@pytest.mark.parametrize("first", ["t1", "t2"])
+async def test_twenty_builds_that_fill_their_vcpus_stay_on_one_rung(f: Farm, first: str) -> None:
+    """t1, since no rung has more vCPUs than t2: what does not count as it is climbs from there."""
     sizes = set()
     for number in range(20):
-        asked = replace(request, size="t2") if number == 0 else request
+        asked = replace(REQUEST, size=first) if number == 0 else REQUEST
         lease = await build(f, used(100 * MIB, cpu=0), asked)
         filled = used(100 * MIB, cpu=lease.size.cpus * (0.96 + number % 5 / 100))
         f.records.finished(lease, filled)
         await f.settled(lambda: f.records._spool.count() == 0)
         sizes.add(lease.size.name)
-    assert sizes == {"t2"}
+    assert sizes == {first}
 
 
 async def test_what_grew_counts_by_what_it_needed_and_a_kill_by_all_it_had(f: Farm) -> None:
@@ -125,16 +126,27 @@ async def test_what_is_not_trusted_reads_the_history_and_makes_none(f: Farm) -> 
 async def test_whatever_a_client_says_or_not_the_next_size_is_the_same(
     f: Farm, outcome: Outcome | None
 ) -> None:
+    """Nor does it change anything of what is written down but the outcome itself."""
     lease_id = (await f.api.ask(REQUEST, ""))["id"]
     lease = await f.until(lease_id, "ready")
-    f.records.finished(lease, used(1500 * MIB))
+    seen = used(1500 * MIB)
+    f.clock.forward(20)
+    f.records.finished(lease, seen)
     if outcome:
-        await f.api.report(lease_id, outcome=outcome, timings_s={"memory_bytes": 1})
+        lies = {"memory_bytes": 1, "cpu": 99, "vm_s": 0, "oom_kills": 5}
+        await f.api.report(lease_id, outcome=outcome, timings_s=lies)
     else:
-        f.clock.forward(31)
+        f.clock.forward(11)
     await f.until(lease_id, "ended")
     await f.settled(lambda: f.records._spool.count() == 0)
     assert (await f.records.decide(REQUEST)).size == T2
+    (record,) = await f.records._store.attempts(lease_id)
+    assert record["usage"] == asdict(seen)
+    told = (record["given"]["name"], record["grown_bytes"], record["vm_s"], record["counts"])
+    assert told == ("t1", 0, 20, True)
+    metrics = (await f.http.get("/metrics", headers=ROOT)).text
+    assert 'mayfly_vm_seconds_total{size="t1"} 20.0' in metrics
+    assert "oom_killed_total{" not in metrics
 
 
 async def test_a_changed_spec_counts_at_once_and_a_branch_not_at_all(f: Farm) -> None:
@@ -329,6 +341,57 @@ async def test_why_is_told_while_a_build_runs_and_to_who_may_read_it(f: Farm) ->
     assert (why["repo"], why["attempts"]) == ("team/app", [])
     with pytest.raises(NotFound):
         await f.api.why("nope")
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "tier", "says"),
+    [
+        (
+            {"spec": BuildSpec(memory_gb=3), "languages": ("go.mod",)},
+            "t3",
+            "declared",
+            ["memory 3 GiB, declared in .build-spec.ncl", "declared: memory 3 GiB", "t2"],
+        ),
+        (
+            {"spec": BuildSpec(memory_gb=1)},
+            "t2",
+            "history",
+            ["what past builds of this repo took", "memory 1.2 x p95 1.46 GiB", "declared: memory"],
+        ),
+        (
+            {"repo": "team/new", "languages": ("go.mod",)},
+            "t3",
+            "default",
+            ["what is usual for the language", "history: no builds that count yet"],
+        ),
+        (
+            {"repo": "team/new", "languages": ("go.mod", "pom.xml")},
+            "t3",
+            "default",
+            ["default: java 4 vCPU and 8 GiB, go 2 vCPU and 4 GiB", "less than wanted: memory 4"],
+        ),
+    ],
+    ids=["declared wins", "history wins", "default wins", "several languages"],
+)
+async def test_why_says_what_won_and_what_else_there_was(
+    f: Farm, asked: dict[str, Any], size: str, tier: str, says: list[str]
+) -> None:
+    await build(f, used(1500 * MIB))
+    lease = await build(f, used(100 * MIB), replace(REQUEST, **asked))
+    why = await f.api.why(lease.id)
+    assert why["sizing"] and (why["sizing"]["size"]["name"], why["sizing"]["tier"]) == (size, tier)
+    text = "\n".join(why["sizing"]["lines"])
+    for part in says:
+        assert part in text
+    assert [one["size"] for one in why["attempts"]] == [size]
+
+
+async def test_where_no_rung_fits_the_refusal_is_the_reason(f: Farm) -> None:
+    request = replace(REQUEST, spec=BuildSpec(memory_gb=5))
+    for ask in (f.api.size(request), f.api.ask(request, "")):
+        with pytest.raises(TooBig, match=r"declares \(memory 5 GiB\).*largest .* is t3"):
+            await ask
+    assert f.ledger.open() == (), "there is no build that one could ask about"
 
 
 async def test_the_metrics_count_what_was_decided_and_used(f: Farm) -> None:
