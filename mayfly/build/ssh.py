@@ -237,7 +237,7 @@ async def connect(relay: Relay, key: Key) -> AsyncIterator[Tunnel]:
         except asyncssh.PermissionDenied:
             raise Denied(
                 f"the runner of {relay.lease} refuses this build's key",
-                hint="only the key that asked for the lease can log in",
+                hint="it lets in its lease's key, and 15 more: one for each `mayfly shell`",
             ) from None
         except (OSError, asyncssh.Error, asyncssh.KeyImportError, TimeoutError) as error:
             raise InfrastructureError(
