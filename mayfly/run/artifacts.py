@@ -99,12 +99,16 @@ def take(source: IO[bytes], patterns: Sequence[str], folder: Path, below: str = 
                     continue
                 if path.startswith("/") or not asked_for(path, patterns) or ".." in path.split("/"):
                     taken.refused.append(f"{path!a}: nobody asked for it")
-                elif not entry.isreg() or (data := tar.extractfile(entry)) is None:
+                elif (
+                    not entry.isreg()
+                    or entry.issparse()  # a few bytes could stand for a whole disk
+                    or (data := tar.extractfile(entry)) is None
+                ):
                     taken.refused.append(f"{path!a}: it is no plain file")
                 else:
                     _write(folder, path, data, executable=bool(entry.mode & 0o100))
                     taken.files.append(path)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # it raises them all
         taken.refused.append(f"the rest: it cannot be read: {error}")
     return taken
 

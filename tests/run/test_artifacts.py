@@ -100,6 +100,32 @@ def test_nonsense_writes_nothing(data: bytes) -> None:
     assert taken.files == []
 
 
+def test_a_header_that_says_nonsense_ends_what_comes_back_and_nothing_else(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        for name, headers in (("out/a", {}), ("out/b", {"GNU.sparse.map": "x,y"})):
+            entry = tarfile.TarInfo(name)
+            entry.pax_headers = headers
+            made.addfile(entry)
+    buffer.seek(0)
+    taken = artifacts.take(buffer, ("out",), tmp_path)
+    assert taken.files == ["out/a"]
+    assert taken.refused[0].startswith("the rest: it cannot be read: ")
+
+
+def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        entry = tarfile.TarInfo("out/huge")
+        entry.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 24)}
+        made.addfile(entry)
+        made.addfile(tarfile.TarInfo("out/a"))
+    buffer.seek(0)
+    taken = artifacts.take(buffer, ("out",), tmp_path)
+    assert taken.files == ["out/a"]
+    assert taken.refused == ["'out/huge': it is no plain file"]
+
+
 @pytest.mark.parametrize("pattern", ["", "/x", "../x", "a/../../b", "-x", ".", "a\nb"])
 def test_a_pattern_that_leaves_the_directory_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="--artifact"):
