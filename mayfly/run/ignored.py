@@ -149,18 +149,34 @@ def _regex(pattern: str) -> str:
 
 
 def _ignored_by_git(folder: Path) -> list[str]:
-    """What git ignores below `folder`, folders as one; nothing where there is no work tree."""
+    """What git ignores below `folder`, folders as one; nothing where there is no work tree.
+
+    Raises `UsageError` where there is one that git will not read: what it ignores (passwords,
+    perhaps) is not to travel for that.
+    """
     argv = ["git", "-C", str(folder), "ls-files", "--others", "--ignored", "--exclude-standard"]
+    argv += ["--directory", "-z"]
     try:
         done = subprocess.run(
-            [*argv, "--directory", "-z"], capture_output=True, timeout=PATIENCE_S, check=False
+            argv,
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C"},
+            timeout=PATIENCE_S,
+            check=False,
         )
-    except FileNotFoundError:
-        return []
+    except FileNotFoundError as error:
+        if not any((above / ".git").exists() for above in (folder, *folder.absolute().parents)):
+            return []
+        raise _unread(error) from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(
-            f"git does not say what it ignores: {error}", hint=f"write a {FILE}"
-        ) from None
+        raise _unread(error) from None
     if done.returncode:
-        return []
+        words = os.fsdecode(done.stderr).strip()
+        if "not a git repository" in words:
+            return []
+        raise _unread(words.partition("\n")[0].removeprefix("fatal: ") or done.returncode)
     return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]
+
+
+def _unread(why: object) -> UsageError:
+    return UsageError(f"git does not say what it ignores: {why}", hint=f"write a {FILE}")

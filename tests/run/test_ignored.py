@@ -98,6 +98,24 @@ def test_without_dockerignore_git_says_what_stays(tmp_path: Path) -> None:
     assert "target/debug/app" in travel(tmp_path) and "new.txt" not in travel(tmp_path)
 
 
+def test_a_work_tree_that_git_will_not_read_does_not_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user, to root: what it ignores would be sent."""
+    made(tmp_path, "x", ".env")
+    (tmp_path / ".gitignore").write_text(".env\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(UsageError, match="what it ignores: detected dubious ownership") as refused:
+        travel(tmp_path)
+    assert refused.value.hint == "write a .dockerignore"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="No such file"):
+        travel(tmp_path)
+    (tmp_path / ".dockerignore").write_text(".env")
+    assert "x" in travel(tmp_path)
+
+
 def test_without_either_all_but_git_travels(tmp_path: Path) -> None:
     made(tmp_path, "x", "d/y")
     (tmp_path / ".git").mkdir()
