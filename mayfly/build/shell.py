@@ -18,6 +18,7 @@ from typing import Protocol
 import asyncssh
 
 from mayfly.build import ssh
+from mayfly.build.stop import signals, stoppable
 from mayfly.build.terminal import writer
 from mayfly.errors import Denied
 from mayfly.wire import LeaseJson
@@ -53,9 +54,14 @@ async def entered(api: Api, build: str) -> AsyncIterator[ssh.Tunnel]:
 
 async def shell(api: Api, build: str, command: str | None, *, terminal: bool) -> int:
     """A shell, or `command`, in the runner: on our terminal, or with our streams; what it ends
-    with. Raises as `entered` does, and `InfrastructureError` when the runner goes meanwhile.
+    with. Raises as `entered` does, `InfrastructureError` when the runner goes meanwhile, and
+    `Cancelled` and `Terminated` for signals: the terminal is as it was then too.
     """
-    async with entered(api, build) as tunnel:
+    async with (
+        stoppable() as stop,
+        signals(stop, lambda: None),
+        entered(api, build) as tunnel,
+    ):
         if terminal:
             return await tunnel.on_terminal(command)
         out, err = (writer(stream.buffer) for stream in (sys.stdout, sys.stderr))

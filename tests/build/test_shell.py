@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import struct
 import sys
 import termios
@@ -18,7 +19,7 @@ import pytest
 
 from mayfly.build import shell, ssh
 from mayfly.build.keyboard import USUAL, Terminal
-from mayfly.errors import Conflict, Denied, InfrastructureError
+from mayfly.errors import Conflict, Denied, InfrastructureError, Terminated
 from mayfly.wire import LeaseJson
 from tests.build.fake_runner import LEASE, TOKEN, FakeRunner, fake_runner
 from tests.build.test_ssh import echo
@@ -149,6 +150,24 @@ async def test_what_is_typed_goes_there_and_the_terminal_is_as_it_was(
             assert await entering == 5
     assert b"\x03hello\r" in capfdbinary.readouterr().out, "raw: not even ^C is kept here"
     assert farm.runner.terminals == [(132, 43)]
+    assert termios.tcgetattr(ours) == before
+
+
+async def test_a_signal_leaves_no_raw_terminal(
+    farm: Farm, terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours = terminal
+    before = termios.tcgetattr(ours)
+    with os.fdopen(os.dup(ours)) as keyboard:
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        async with asyncio.timeout(20):
+            entering = asyncio.create_task(shell.shell(farm, LEASE, "sleep 60", terminal=True))
+            while not farm.runner.terminals:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert termios.tcgetattr(ours) != before
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Terminated):
+                await entering
     assert termios.tcgetattr(ours) == before
 
 
