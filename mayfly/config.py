@@ -349,15 +349,16 @@ class Builders(_Section):
         return int(self.listen.rpartition(":")[2] or 0)
 
 
-def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        if not re.fullmatch(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*", value):
-            raise ValueError(f"{value!r} is no pattern of repos: write it as in team/app or team/*")
-    return values
+def repo_pattern(value: str) -> str:
+    """A pattern of repos as it is; raises `ValueError` for what is none. In it `*` is any one part
+    or piece of it, `**` at the end any parts.
+    """
+    if not re.fullmatch(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*", value):
+        raise ValueError(f"{value!r} is no pattern of repos: write it as in team/app or team/*")
+    return value
 
 
-_Repos = Annotated[tuple[str, ...], AfterValidator(_patterns)]
-"""Patterns of repos: `*` is any one part or piece of it, `**` at the end any parts."""
+_Repos = tuple[Annotated[str, AfterValidator(repo_pattern)], ...]
 
 
 class Trust(_Section):
@@ -397,10 +398,14 @@ class Trust(_Section):
     )
 
 
+_ADDRESS = re.compile(
+    r"(?:https://[^/@?#\s]+|http://(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?)(?:/[^@?#\s]*)?"
+)
+"""Of a server: no login in it, and unencrypted on this machine only."""
+
+
 def _https(value: str) -> str:
-    if value and not re.match(
-        r"https://[^/@]+|http://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", value
-    ):
+    if value and not _ADDRESS.fullmatch(value):
         raise ValueError("write it as https://HOST, as in https://ci.example.org")
     return value.rstrip("/")
 

@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from mayfly.config import repo_pattern
 from mayfly.errors import UsageError
 from mayfly.model import BUILDER_NAME, LeaseRequest, Outcome
-from mayfly.orchestrator.trust.principal import PATTERN
 from mayfly.registry.grants import LONGEST_NAME, REPOSITORY, check_repo
 from mayfly.spec import SpecForm
 
@@ -52,12 +52,6 @@ def _repo(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
-def _pattern(value: str) -> str:
-    if not PATTERN.fullmatch(value):
-        raise ValueError(f"{value!r} is no pattern of repos: write it as in team/app or team/*")
-    return value
-
-
 def _ssh_key(value: str) -> str:
     """The key without its comment: one line that authorizes exactly one key."""
     kind_and_key = " ".join(value.split()[:2])
@@ -84,7 +78,7 @@ Text = Annotated[str, StringConstraints(max_length=255, pattern=_TEXT)]
 Reason = Annotated[str, StringConstraints(max_length=1000, pattern=_TEXT)]
 Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[!-~]+$")]
-RepoPattern = Annotated[str, StringConstraints(max_length=200), AfterValidator(_pattern)]
+RepoPattern = Annotated[str, StringConstraints(max_length=200), AfterValidator(repo_pattern)]
 Repository = Annotated[
     str, StringConstraints(max_length=LONGEST_NAME, pattern=f"^(?:{REPOSITORY.pattern})$")
 ]

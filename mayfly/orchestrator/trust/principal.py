@@ -9,9 +9,6 @@ from datetime import datetime
 
 from mayfly.errors import Denied
 
-PATTERN = re.compile(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*")
-"""What a pattern of repos is written with: parts separated by /, lower-case."""
-
 _PULL_REF = re.compile(r"refs/(?:pull|merge-requests|pull-requests)/([0-9]{1,9})/.+")
 """Of Forgejo, Gitea and GitHub; of GitLab; of Bitbucket (Woodpecker's `server/forge/*`)."""
 

@@ -545,6 +545,8 @@ def test_whatever_a_server_signs_is_a_ticket_or_one_line(
         ({"fingerprint": "1234"}, "woodpecker.fingerprint"),
         ({"repos": ["Team/App"]}, "is no pattern of repos"),
         ({"url": "http://ci.example"}, "write it as https://HOST"),
+        ({"url": "https://me:you@ci.example"}, "write it as https://HOST"),
+        ({"url": "http://localhost:1@ci.example"}, "write it as https://HOST"),
         ({"token": "hush"}, "token is for url, which is empty"),
     ],
 )
