@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +67,23 @@ def test_the_form_of_docker_configuration_is_known_too() -> None:
 def test_bytes_that_are_no_text_pass() -> None:
     stream = Stream(Mask(["secret"]))
     assert stream.feed(b"\xff\xfe secret\n") + stream.end() == b"\xff\xfe ********\n"
+
+
+def test_a_value_of_many_lines_holds_up_nothing() -> None:
+    """Each line is a value; a log is looked through as it comes, beside the heartbeats."""
+    secret = "\n".join(f"{n * 2654435761 % 2**64:016x}" * 3 for n in range(5000))
+    stream, line = Stream(Mask([secret])), b"#12 34.5 compiling one thing and another, at length\n"
+    began_s = time.process_time()
+    assert stream.feed(line * 4000) == line * 4000
+    assert stream.feed(secret.encode()[:100]).startswith(INSTEAD.encode())
+    assert time.process_time() - began_s < 2
+
+
+@given(st.lists(st.text("ab", min_size=3, max_size=40), min_size=1, max_size=40))
+def test_lines_that_begin_alike_go_whole(values: list[str]) -> None:
+    mask = Mask(values)
+    for value in values:
+        assert mask.text(f"-{value}-") == f"-{INSTEAD}-"
 
 
 def test_a_value_may_be_a_large_file() -> None:
