@@ -23,8 +23,6 @@ from mayfly.registry.tokens import Signer
 from mayfly.stack import secrets
 from tests.stack_fixture import FakeHost, free_port
 
-NOW = datetime.now(UTC)
-
 
 @dataclass
 class Here:
@@ -42,6 +40,9 @@ class Here:
             lease, attempt, (), deadline=now + timedelta(seconds=life_s), now=now
         )
 
+    def persons_token(self) -> str:
+        return self.signer.registry_token("admin", grants.EVERYTHING, now=datetime.now(UTC))
+
     async def connect(self, lease: str, token: str = "") -> aiohttp.ClientWebSocketResponse:
         bearer = {"Authorization": f"Bearer {token or self.token(lease)}"}
         return await self.session.ws_connect(
@@ -57,7 +58,7 @@ class Here:
 async def here(tmp_path: Path) -> AsyncIterator[Here]:
     config = Config(state=tmp_path)
     users.make_folders(tmp_path)
-    secrets.ensure(config, NOW)
+    secrets.ensure(config, datetime.now(UTC))
     host, port = FakeHost(), free_port()
     signer = Signer((tmp_path / "keys" / "lease.key").read_bytes())
     async with (
@@ -250,7 +251,7 @@ async def test_who_may_not_is_told_before_anything_is_upgraded(here: Here) -> No
         "another attempt's": ("abc", f"Bearer {here.token('abc', attempt=2)}", 404, "usage"),
         "a person's": (
             "abc",
-            f"Bearer {here.signer.registry_token('admin', grants.EVERYTHING, now=NOW)}",
+            f"Bearer {here.persons_token()}",
             403,
             "denied",
         ),

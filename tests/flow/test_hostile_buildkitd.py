@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from mayfly import flow, tools
-from mayfly.build import pair, ssh
+from mayfly.build import pair, result, ssh
 from mayfly.config import Config
 from mayfly.model import Outcome
 from tests.build.fake_runner import TOKEN, fake_runner, pair_of
@@ -80,14 +80,16 @@ async def ask(
     """What a whole build is asked for by its runner, and what it answers."""
     key = ssh.new_key()
     monkeypatch.setattr(pair, "new", lambda: pair_of(key))
+    # It says nothing of a build while it asks; it is not to be taken for one that is only slow.
+    monkeypatch.setattr(result, "BEGIN_S", 3600.0)
     socket = tmp_path / "replaced.sock"
     async with (
         asking(hostile, socket, questions) as answers,
         fake_runner(ssh.public_line(key), socket) as runner,
         asyncio.timeout(60),
     ):
-        result = await flow.build(request, FakeFarm(runner), Config(), print)
-    assert result.outcome is Outcome.FAILED
+        built = await flow.build(request, FakeFarm(runner), Config(), print)
+    assert built.outcome is Outcome.FAILED
     told: list[dict[str, Any]] = json.loads(answers.read_text())
     assert len(told) == len(questions)
     return told
