@@ -6,6 +6,7 @@ itself, with the token that the lease's runner has.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -19,7 +20,9 @@ from typing import Any
 
 import pytest
 
+from mayfly.client import tls_context
 from mayfly.registry import grants
+from mayfly.registry.caches import caches
 from tests.orchestrator.trust.forge import PULL, PUSH, REPO, SECRETS, Woodpecker
 from tests.orchestrator.trust.live import Live, bearer, living
 from tests.stack_fixture import oci_image
@@ -395,12 +398,16 @@ def test_a_token_lists_its_repos_caches_and_empties_what_its_builds_write(
         return command(live, "cache", *words, MAYFLY_TOKEN=token)
 
     def listed(token: str) -> list[str]:
-        told = mayfly(token, "ls", "--repo", repo, "--json").stdout
-        return [one["repository"] for one in json.loads(told)]
+        return asyncio.run(names(token))
+
+    async def names(token: str) -> list[str]:
+        tls = tls_context(live.config.state / "ca" / "ca.crt")
+        async with caches(live.config.url, token, tls) as there:
+            return [one.repository for one in await there.all(repo)]
 
     assert listed(laptop) == [trusted, own]
     assert listed(trusting) == listed(live.admin) == [trusted, other, own]
-    for words in (("ls",), ("reset", "--all"), ("ls", "--repo", "other/app")):
+    for words in (("ls",), ("reset", "--repo", "other/app")):
         refused = mayfly(laptop, *words)
         assert refused.returncode == 10, refused
         assert "name one of its repos (`--repo`)" in refused.stderr
