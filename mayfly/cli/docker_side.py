@@ -84,11 +84,11 @@ class Wanted:
         """What to say where `docker buildx` is no command; empty where it is, or is not told."""
         if self.buildx in ((), DOCKERS):
             return ""
-        program = shlex.join(self.buildx)
-        plugin = self.folder.parent.parent / "cli-plugins" / "docker-buildx"
+        program, plugins = shlex.join(self.buildx), self.folder.parent.parent / "cli-plugins"
+        install = shlex.join(("install", "-D", *self.buildx, f"{plugins}/docker-buildx"))
         return (
-            f"`docker buildx` is no command here: say {program} in its place, or make it one by a "
-            f"link to that program at {plugin}"
+            f"`docker buildx` is no command here: say {program} in its place, or make it one by "
+            f"`{install}`"
         )
 
 

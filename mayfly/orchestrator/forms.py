@@ -5,6 +5,7 @@ Whatever these accept is bounded: a row holds a few KiB at most.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -62,6 +64,14 @@ def _ssh_key(value: str) -> str:
     return kind_and_key
 
 
+def _builder_name(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(BUILDER_NAME, value):
+        raise ValueError(
+            f"{value[:64]!r} is no builder's name: a-z, 0-9, _ and -, a letter first, 32 at most"
+        )
+    return value
+
+
 def _claimable(outcome: Outcome) -> Outcome:
     if outcome not in CLAIMABLE:
         raise ValueError("not an outcome that a client reports")
@@ -84,7 +94,10 @@ Repository = Annotated[
 ]
 Phase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,31}$")]
 Seconds = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False)]
-BuilderName = Annotated[str, StringConstraints(pattern=f"^{BUILDER_NAME}$")]
+BuilderName = Annotated[
+    str, BeforeValidator(_builder_name), StringConstraints(pattern=f"^{BUILDER_NAME}$")
+]
+"""Also the name of a file, and one that buildx takes."""
 Stop = Annotated[Outcome, AfterValidator(_stoppable)]
 
 

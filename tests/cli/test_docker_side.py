@@ -225,7 +225,7 @@ async def test_where_docker_has_no_buildx_the_way_to_it_is_said(
     (program,) = wanted.buildx
     plugin = side.home / ".docker" / "cli-plugins" / "docker-buildx"
     assert f"say {program} in its place" in wanted.without_dockers
-    assert wanted.without_dockers.endswith(f" at {plugin}")
+    assert wanted.without_dockers.endswith(f"`install -D {program} {plugin}`")
     docker = tmp_path / "bin" / "docker"
     docker.write_text("#!/bin/sh\n")
     docker.chmod(0o755)

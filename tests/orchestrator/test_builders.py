@@ -161,10 +161,10 @@ async def test_a_static_token_makes_builders_of_its_repos_on_its_own_terms(f: Fa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "a/b"}, "name: String should match"),
-        ({"name": ""}, "name: String should match"),
-        ({"name": ".status"}, "name: String should match"),
-        ({"name": "a" * 33}, "name: String should match"),
+        ({"name": "a/b"}, "is no builder's name: a-z, 0-9, _ and -"),
+        ({"name": ""}, "is no builder's name: a-z, 0-9, _ and -"),
+        ({"name": ".status"}, "is no builder's name: a-z, 0-9, _ and -"),
+        ({"name": "a" * 33}, "is no builder's name: a-z, 0-9, _ and -"),
         ({"repo": "base/x"}, "repo: "),
         ({"size": "huge"}, "unknown size 'huge'"),
         ({"linger_s": -1}, "linger_s: "),
