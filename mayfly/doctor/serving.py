@@ -8,13 +8,16 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mayfly import client, stack
 from mayfly.config import Config
 from mayfly.doctor.check import Check, as_root, fail, ok, warn
 from mayfly.errors import MayflyError
+from mayfly.install import running, units
+from mayfly.install.places import Places
 
 ANSWER_S = 10
 _LISTENS = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -35,8 +38,7 @@ def address(config: Config) -> Iterator[Check]:
 
 
 def _taken(config: Config, port: int, error: OSError) -> Check:
-    running = stack.running(config)
-    if running is not None:
+    if _farm(config) is not None:
         return ok("address", f"{config.server.listen} is this farm's")
     who = listener(port)
     if who is None:
@@ -78,22 +80,44 @@ def listener(port: int) -> tuple[int, str] | None:
 
 def farm(config: Config) -> Iterator[Check]:
     """Each program of a farm that runs; nothing is wrong with one that does not."""
-    running = stack.running(config)
-    if running is None:
+    found = _farm(config)
+    if found is None:
         yield ok("farm", "not running: `mayfly up --detach` starts it")
         return
-    for service in running.services:
-        log = config.state / "log" / f"{service.name}.log"
+    if not any(service.alive for service in found.services):
+        yield fail("farm", "installed and not running", "systemctl start mayfly.target")
+        return
+    for service in found.services:
         if not service.alive:
-            yield fail(service.name, "is not running", f"tail {log}")
+            yield fail(service.name, "is not running", found.see(service.name))
         elif service.restarts:
-            yield warn(service.name, f"runs, and died {service.restarts} times", f"tail {log}")
+            died = f"runs, and died {service.restarts} times"
+            yield warn(service.name, died, found.see(service.name))
         else:
             yield ok(service.name, f"runs (process {service.pid})")
-    yield from _answers(config, {service.name for service in running.services})
+    yield from _answers(config, found)
 
 
-def _answers(config: Config, programs: Collection[str]) -> Iterator[Check]:
+@dataclass(frozen=True, slots=True)
+class _Farm:
+    """Programs that run together, and the command that shows what one of them says."""
+
+    services: tuple[stack.ServiceStatus, ...]
+    see: Callable[[str], str]
+
+
+def _farm(config: Config) -> _Farm | None:
+    """This state's farm, installed or by `mayfly up`; None where there is none."""
+    installed = running.running(config.state, Places())
+    if installed is not None:
+        return _Farm(installed, lambda name: f"journalctl --unit {units.name(name)}")
+    up = stack.running(config)
+    if up is None:
+        return None
+    return _Farm(up.services, lambda name: f"tail {config.state / 'log' / name}.log")
+
+
+def _answers(config: Config, found: _Farm) -> Iterator[Check]:
     """A question through the edge to the orchestrator, and one to a registry of ours."""
     try:
         token = client.token(config, {})
@@ -107,14 +131,13 @@ def _answers(config: Config, programs: Collection[str]) -> Iterator[Check]:
         "registry": lambda: registry_status(url, token, tls),
     }
     for name, ask in questions.items():
-        if name not in programs:
+        if name not in {service.name for service in found.services}:
             continue
         status = ask()
         if status in (200, 404):
             yield ok(f"{name} answers", f"{url}: {status}")
         else:
-            log = config.state / "log" / f"{name}.log"
-            yield fail(f"{name} answers", f"{url}: {status or 'nothing'}", f"tail {log}")
+            yield fail(f"{name} answers", f"{url}: {status or 'nothing'}", found.see(name))
 
 
 def registry_status(url: str, token: str, tls: ssl.SSLContext) -> int:

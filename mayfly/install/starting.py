@@ -36,6 +36,5 @@ def _inputs(name: str, places: Places) -> list[Path]:
     if name == units.LOOK:
         found.append(places.probes)
     elif name.endswith(".service"):
-        program = name.removeprefix("mayfly-").removesuffix(".service")
-        found.append(places.environment / f"{program}.env")
+        found.append(places.environment / f"{units.program(name)}.env")
     return found

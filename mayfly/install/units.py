@@ -34,6 +34,11 @@ def name(service: str) -> str:
     return f"mayfly-{service}.service"
 
 
+def program(unit: str) -> str:
+    """The program of a unit, by the unit's name."""
+    return unit.removeprefix("mayfly-").removesuffix(".service")
+
+
 def sockets(table: Sequence[Service]) -> tuple[str, ...]:
     """The units of sockets that stay open while their program restarts."""
     return tuple(f"mayfly-{each.name}.socket" for each in table if each.listen)

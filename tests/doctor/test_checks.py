@@ -322,6 +322,23 @@ def test_each_program_of_a_farm_is_looked_at(
     assert found["answers"] is State.WARN, "there is no token to ask with"
 
 
+def test_an_installation_is_a_farm_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = (ServiceStatus("registry", 1, True, 0), ServiceStatus("edge", 3, False, 1))
+    monkeypatch.setattr("mayfly.install.running.running", lambda state, places: programs)
+    found = list(serving.farm(config(tmp_path)))
+    assert {check.name: check.state for check in found}["registry"] is State.OK
+    (edge,) = (check for check in found if check.name == "edge")
+    assert (edge.state, edge.mend) == (State.FAIL, "journalctl --unit mayfly-edge.service")
+    with socket.create_server(("127.0.0.1", 0)) as its:
+        listen = f"127.0.0.1:{its.getsockname()[1]}"
+        (address,) = serving.address(config(tmp_path, server={"listen": listen}))
+        assert (address.state, address.found) == (State.OK, f"{listen} is this farm's")
+    stopped = (ServiceStatus("edge", 0, False, 0),)
+    monkeypatch.setattr("mayfly.install.running.running", lambda state, places: stopped)
+    (farm,) = serving.farm(config(tmp_path))
+    assert (farm.state, farm.mend) == (State.FAIL, "systemctl start mayfly.target")
+
+
 @pytest.mark.services
 def test_a_registry_is_asked_for_something_as_dockers_clients_do(stack: Stack) -> None:
     url = f"https://{stack.address}"

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.install import units
+from mayfly.install import running, units
 from mayfly.install.places import Places
+from mayfly.stack import ServiceStatus
 from mayfly.stack.services import Probe, Service
 
 PLACES = Places(Path("/trial"))
@@ -88,6 +89,34 @@ def test_probes_come_back_as_they_were() -> None:
         "edge": EDGE.ready,
         "host": HOST.ready,
     }
+
+
+def test_what_systemd_shows_is_what_runs() -> None:
+    shown = """\
+Type=exec
+Restart=always
+MainPID=212
+NRestarts=1
+Id=mayfly-registry.service
+ActiveState=active
+
+Type=oneshot
+MainPID=0
+NRestarts=0
+Id=mayfly-bucket.service
+ActiveState=active
+
+Type=exec
+MainPID=0
+NRestarts=0
+Id=mayfly-edge.service
+ActiveState=failed
+"""
+    assert list(running.programs(shown)) == [
+        ServiceStatus("registry", 212, alive=True, restarts=1),
+        ServiceStatus("edge", 0, alive=False, restarts=0),
+    ]
+    assert list(running.programs("")) == []
 
 
 @given(
