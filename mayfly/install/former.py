@@ -11,7 +11,7 @@ from mayfly.errors import InfrastructureError
 from mayfly.install import starting, systemd
 from mayfly.install.places import Places
 from mayfly.install.record import Record
-from mayfly.stack import settings
+from mayfly.stack import hosts, settings
 from mayfly.stack.files import place
 from mayfly.stack.supervise import Progress
 
@@ -27,12 +27,14 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """An installation's units, variables and settings in the order of making, and where the
-    command led to (empty where there was none).
+    """An installation's units, variables and settings in the order of making, where the command
+    led to, and its line in the file of hosts (both empty where there was none).
     """
 
+    state: Path
     files: Mapping[Path, File]
     command: str
+    line: str
 
     def data(self) -> Mapping[Path, bytes]:
         """What was in each file."""
@@ -42,14 +44,16 @@ class Former:
 def keep(made: Record, places: Places, config: Config) -> Former:
     """What there is now. Raises `OSError`."""
     # What programs read when they start: those of another version may not take it.
-    state = (settings.file(config), *sorted((config.state / "registry").glob("*.*")))
+    read = (*(config.state / "registry").glob("*.*"), *(config.state / "ca").glob("public.*"))
+    state = (settings.file(config), *sorted(read))
     files: dict[Path, File] = {}
     for path in (*_written(made, places), *state):
         if path.is_file() and not path.is_symlink():
             at = path.stat()
             files[path] = File(path.read_bytes(), at.st_uid, at.st_mode & 0o7777)
     link = places.command
-    return Former(files, str(link.readlink()) if link.is_symlink() else "")
+    command = str(link.readlink()) if link.is_symlink() else ""
+    return Former(config.state, files, command, hosts.line(config.state, places.hosts))
 
 
 def put_back(former: Former, made: Record, places: Places, progress: Progress) -> None:
@@ -69,6 +73,7 @@ def put_back(former: Former, made: Record, places: Places, progress: Progress) -
         place(path, file.data, owner=file.owner, mode=file.mode)
     if former.command:
         made.link(places.command, former.command)
+    hosts.put_back(former.line, former.state, places.hosts)
     if not places.real:
         return
     systemd.reload()

@@ -28,9 +28,7 @@ In {places.config}, with the server's key (https://WOODPECKER/api/signature/publ
     fingerprint = "sha256:…"
 then `mayfly install` again.
 
-The plugin's image, from the checkout: make plugin
-
-The pipeline:
+The pipeline, once `make plugin` in Mayfly's checkout has had the plugin's image built here:
     steps:
       - name: image
         image: {config.images}/images/mayfly/buildkit-launcher

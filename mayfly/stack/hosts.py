@@ -32,6 +32,21 @@ def remove(config: Config, path: Path = FILE) -> None:
     _edit(path, lambda text: removed(text, config.state))
 
 
+def line(state: Path, path: Path = FILE) -> str:
+    """This state's line; empty where there is none. Raises `OSError`."""
+    text = path.read_text(errors="surrogateescape") if path.exists() else ""
+    return next((each for each in text.splitlines() if each.endswith(_mark(state))), "")
+
+
+def put_back(former: str, state: Path, path: Path = FILE) -> None:
+    """Make this state's line what `line` found before. Raises as `add` does."""
+    address, name, *_ = [*former.split(), "", ""]
+    if address:
+        _edit(path, lambda text: added(text, address, name, state))
+    else:
+        _edit(path, lambda text: removed(text, state))
+
+
 def added(text: str, address: str, name: str, state: Path) -> str:
     """The file's text with this state's one line in it (at its end when it is new)."""
     line = f"{address} {name}{_mark(state)}\n"

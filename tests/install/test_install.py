@@ -25,13 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly import users
-from mayfly.config import Config
+from mayfly.config import Config, Server
 from mayfly.errors import Conflict, MachineUnfit, MayflyError, UsageError
 from mayfly.install import code, former, lines, record, settings, story
 from mayfly.install.places import Places
 from mayfly.install.remove import uninstall
 from mayfly.install.settings import Options
-from mayfly.stack import apart, certificates, own_certificate
+from mayfly.stack import apart, certificates, hosts, own_certificate
 from tests.install.test_units import verify
 from tests.stack_fixture import free_port
 
@@ -231,6 +231,8 @@ def test_an_upgrade_that_fails_is_taken_back(root: Path, monkeypatch: pytest.Mon
     made.write(places.environment / "edge.env", "A=b\n", 0o600)
     (config.run / "mayfly.toml").write_text("an_option_of_the_new_version = 1\n")
     made.link(places.command, "/elsewhere")
+    hosts.add(config.model_copy(update={"server": Server(name="new.example")}), places.hosts)
+    assert "new.example" in places.hosts.read_text()
     former.put_back(before, made, places, print)
     now = content(root)
     assert now.keys() == there.keys()
