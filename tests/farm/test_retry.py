@@ -88,11 +88,28 @@ def test_oom_retry_false_is_one_attempt(farm: Farm, folder: Path) -> None:
 
 
 @pytest.mark.long
+def test_the_second_runner_knows_other_architectures_as_the_first_did(
+    farm: Farm, folder: Path
+) -> None:
+    """Their emulators rested while its BuildKit started."""
+    command = words("retry-archs", folder, 1400)
+    with (folder / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write("RUN exit 1\n")
+    done = farm.mayfly(*command[:-1], "--mayfly-keep-on-failure", folder, check=False)
+    row = farm.json("status")["builds"][0]
+    assert [a["outcome"] for a in row["attempts"]] == ["oom", "failed"], done.stderr
+    look = "cat /proc/sys/fs/binfmt_misc/status; buildctl debug workers"
+    seen = farm.mayfly("shell", row["id"], "--", "sh", "-c", look).stdout
+    assert seen.startswith("enabled\n")
+    assert "linux/amd64" in seen and "linux/arm64" in seen and "linux/s390x" in seen
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["its VM dies", "its disk is overwritten"])
 def test_a_disk_that_may_be_damaged_leaves_a_cold_retry_that_says_so(
     farm: Farm, folder: Path, damage: str
 ) -> None:
-    client = farm.start(*words("retry-cold", folder, 1400))
+    client = farm.start(*words(damage.replace(" ", "-"), folder, 1400))
     said = [*up_to(client.stderr, "ran out of memory in t1; going on in t2")]
     vms = farm.config.state / "vms"
     if damage == "its VM dies":
