@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from qemu.qmp import QMPClient
 
 from mayfly.model import GIB, MIB
 from tests.farm.conftest import Farm
@@ -18,43 +14,6 @@ from tests.farm.conftest import Farm
 pytestmark = [pytest.mark.vm, pytest.mark.services]
 
 Context = Callable[[str], Path]
-
-THRASH = """\
-import mmap, os, time
-
-PAGE, FILE, STEP, APART = 4096, 48 << 20, 4 << 20, 17
-
-def number(path, name):
-    return int(open(path).read().rpartition(name)[2].split()[0])
-
-def counters():
-    again = number("/proc/vmstat", "workingset_refault_file ")
-    return again, number("/proc/pressure/memory", "total=") / 1e6, time.monotonic()
-
-with open("/file", "wb") as file:
-    for _ in range(FILE >> 20):
-        file.write(bytes(1 << 20))
-    file.flush()
-    os.fsync(file.fileno())
-pages = mmap.mmap(os.open("/file", os.O_RDONLY), 0, prot=mmap.PROT_READ)
-held = [b"\\1" * (number("/proc/meminfo", "MemAvailable:") * 1024 - FILE - (64 << 20))]
-passes = 0
-while True:
-    before = counters()
-    for first in range(APART):
-        pages[first * PAGE :: APART * PAGE]
-    again, stalled, took = (now - then for now, then in zip(counters(), before))
-    mib = sum(map(len, held)) >> 20
-    print(f"holds {mib} MiB; {again} read again, full {stalled:.1f} of {took:.1f} s", flush=True)
-    if again < FILE // PAGE // 2:
-        held.append(b"\\1" * STEP)
-    elif (passes := passes + 1) == 3:
-        print("it thrashes", flush=True)
-"""
-"""Holds so much memory that a mapped file, which it reads over and over, does not fit beside it:
-each page of it is read from the disk again each time. (Without MADV_RANDOM: the kernel then takes
-the pages for ones that nobody comes back to, vma_has_recency in its mm_inline.h, and counts no
-waiting for them.)"""
 
 EATER = "dd if=/dev/zero of=/dev/null bs=1500M count=1"
 """More than a t1 has, in one buffer."""
@@ -132,51 +91,3 @@ def test_a_build_that_outgrows_its_size_is_given_more(farm: Farm, context: Conte
     assert (attempt["size"], attempt["oom_kills"]) == ("t1", 0)
     assert GIB < attempt["granted_memory_bytes"] <= 2 * GIB
     assert attempt["peak_memory_bytes"] > GIB
-
-
-@pytest.mark.long
-def test_a_build_that_only_waits_for_memory_is_out_of_memory(
-    farm: Farm, python_base: str, tmp_path: Path
-) -> None:
-    """On a disk as slow as one that others use as well: what is read again is waited for."""
-    (tmp_path / "thrash.py").write_text(THRASH)
-    run = "timeout 500 python3 /thrash.py"
-    (tmp_path / "Dockerfile").write_text(f"FROM {python_base}\nCOPY thrash.py /\nRUN {run}\n")
-    (tmp_path / ".build-spec.ncl").write_text("{ oom_retry = false }")
-    repo = ("--mayfly-repo", "team/thrash", "--mayfly-size", "t1", "--mayfly-no-grow")
-    build = farm.start("build", *repo, "--progress=plain", tmp_path)
-    (lease,) = farm.until(farm.leases)
-    farm.until(lambda: "it thrashes" in farm.mayfly("logs", lease["id"]).stdout, 300)
-    vm = farm.config.state / "vms" / f"{lease['id']}-1"
-    with suppress(subprocess.TimeoutExpired):
-        build.communicate(timeout=45)
-    if build.poll() is None:
-        print("slowing down")
-        asyncio.run(slow_down(vm / "qemu/qmp.sock"))
-    try:
-        _, said = build.communicate(timeout=200)
-    finally:
-        print(farm.mayfly("logs", lease["id"]).stdout)
-    row = farm.json("status")["builds"][0]
-    assert (build.returncode, row["outcome"]) == (5, "oom"), said
-    (attempt,) = row["attempts"]
-    assert attempt["oom_kills"] == 0, said
-    assert "made no progress for" in row["reason"] and "growth is turned off" in row["reason"]
-    assert "memory_gb = 2" in said.splitlines()[-1]
-
-
-async def slow_down(monitor: Path) -> None:
-    """Let a VM's scratch disk read 100 times a second (QMP, `block_set_io_throttle`)."""
-    client = QMPClient("test")
-    await client.connect(str(monitor))
-    anonymous = "/machine/peripheral-anon"
-    devices: Any = await client.execute("qom-list", {"path": anonymous})
-    for item in devices:
-        path = f"{anonymous}/{item['name']}"
-        if item["type"] == "child<virtio-blk-pci>":
-            drive = await client.execute("qom-get", {"path": path, "property": "drive"})
-            if drive == "scratch":
-                none = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_wr"), 0)
-                limits = {"id": f"{path}/virtio-backend", "iops_rd": 100, **none}
-                await client.execute("block_set_io_throttle", limits)
-    await client.disconnect()
