@@ -37,7 +37,8 @@ RELEASE_S = 5
 """Seconds in which a QEMU that was killed is to be gone: its memory is given back first."""
 
 TAKE_S = 25
-"""Seconds in which another is to have taken it up (BuildKit's start under TCG: 4)."""
+"""Seconds in which another is to have taken it up (seen under TCG: 5, and 13 on a
+machine that was busy otherwise)."""
 
 
 async def go_on(
