@@ -107,10 +107,18 @@ def distributions(name: str = "mayfly") -> Iterator[Distribution]:
             yield found
 
 
+def _programs() -> Iterator[Distribution]:
+    """What golden images are made with and no module imports; `make setup` installs it."""
+    try:
+        yield from distributions("uv")
+    except MachineUnfit:
+        return  # whoever wants it says so
+
+
 def _files() -> Iterator[tuple[str, Path]]:
     """Every file of an installation: its name below the folder, and where it is now."""
     prefix, library = Path(sys.prefix), _below_prefix("purelib")
-    for found in distributions():
+    for found in (*distributions(), *_programs()):
         own = found.name.lower() == "mayfly"
         for file in found.files or ():
             source = Path(str(found.locate_file(file))).resolve()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -116,6 +120,26 @@ def load(file: Path) -> Record | None:
         )
     made: dict[Path, Kind] = {Path(path): kind for kind, path in data["made"]}
     return Record(file, Path(data["state"]), made)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Be the only one who installs or uninstalls below `root`. Raises `Conflict` for a second.
+
+    The kernel lets go of it when the process ends, however it ends; no file is made for it.
+    """
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                "another `mayfly install` or `uninstall` is at work", hint="wait for its end"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse(file: Path, state: Path, instead: str) -> None:

@@ -52,11 +52,12 @@ def uninstall(places: Places, keep_data: bool, progress: Progress) -> bool:
     """Take an installation away; whether there was one. Raises as `everything` does."""
     if os.geteuid() != 0:
         raise MachineUnfit("`mayfly uninstall` writes to the system", hint="run it as root")
-    made = record.load(places.record)
-    if made is None:
-        return False
-    everything(made, _config(made, places), places, progress, keep_data=keep_data)
-    return True
+    with record.alone(places.root):
+        made = record.load(places.record)
+        if made is None:
+            return False
+        everything(made, _config(made, places), places, progress, keep_data=keep_data)
+        return True
 
 
 def _config(made: Record, places: Places) -> Config:

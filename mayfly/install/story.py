@@ -25,22 +25,28 @@ def install(
 
     Raises as `apply.check` and `apply.apply` do; nothing half-made is left then, nor after Ctrl-C.
     """
-    ready = apply.check(options, places, environ)
+    with record.alone(places.root):
+        ready = apply.check(options, places, environ)
+        with ended_by_signals():
+            return _install(ready, progress), ready.config
+
+
+def _install(ready: apply.Ready, progress: Progress) -> bool:
+    places = ready.places
     first = record.load(places.record) is None
-    with ended_by_signals():
-        try:
-            folder = apply.place_code(ready, progress)
-            changed = _apply(ready, folder, progress)
-            return apply.keep_settings(ready) or changed, ready.config
-        except BaseException as error:
-            made = record.load(places.record)
-            if first and made is not None:
-                remove.everything(made, ready.config, places, lambda line: None)
-            elif places.command.is_symlink():  # to the version that is installed still
-                code.prune(places.code, places.command.readlink().parent.parent)
-            if isinstance(error, OSError):
-                raise InfrastructureError(f"{error.filename}: {error.strerror}") from None
-            raise
+    try:
+        folder = apply.place_code(ready, progress)
+        changed = _apply(ready, folder, progress)
+        return apply.keep_settings(ready) or changed
+    except BaseException as error:
+        made = record.load(places.record)
+        if first and made is not None:
+            remove.everything(made, ready.config, places, lambda line: None)
+        elif places.command.is_symlink():  # to the version that is installed still
+            code.prune(places.code, places.command.readlink().parent.parent)
+        if isinstance(error, OSError):
+            raise InfrastructureError(f"{error.filename}: {error.strerror}") from None
+        raise
 
 
 @contextmanager

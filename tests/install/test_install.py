@@ -89,6 +89,7 @@ def test_all_of_it_and_then_nothing(root: Path) -> None:
     assert places.command.resolve().parent.parent.parent == places.code
     there = content(root)
     assert not any("egg-info" in name or "/pytest/" in name for name in there), "for developers"
+    assert any(name.endswith("/bin/uv") for name in there), "golden images are made with it"
 
     # The same once more, by the given code and by the installed; only sameness is written.
     assert "nothing changed" in cli("install", "--root", str(root))
@@ -179,6 +180,19 @@ def test_secrets_are_roots_and_are_remembered(root: Path, monkeypatch: pytest.Mo
     assert not any("hidden" in text for text in said)
     assert "hidden" in (places.environment / "bucket.env").read_text()
     assert not install(places, s3="http://127.0.0.1:9", listen="127.0.0.1:5999")
+
+
+def test_two_at_once_do_not_spoil_each_others_work(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, before = quick(root, monkeypatch), content(root)
+    with record.alone(root):
+        with pytest.raises(Conflict, match=r"another `mayfly install` .* is at work"):
+            install(places)
+        with pytest.raises(Conflict, match=r"another `mayfly install` .* is at work"):
+            uninstall(places, False, print)
+    assert content(root) == before
+    assert install(places)
 
 
 def test_what_is_no_more_wanted_goes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
