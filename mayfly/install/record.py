@@ -6,11 +6,11 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mayfly.errors import Conflict
 from mayfly.stack.files import PUBLIC, place, read
@@ -108,18 +108,36 @@ def unmake(kind: Kind, path: Path) -> None:
 
 
 def load(file: Path) -> Record | None:
-    """The record of an installation, or None. Raises `Conflict` for one of another version."""
+    """The record of an installation, or None. Raises `Conflict` for one of another version, or that
+    cannot be read: without it nobody knows what may be removed.
+    """
     text = read(file)
     if text is None:
         return None
-    data = json.loads(text)
-    if data["version"] != VERSION:
+    try:
+        data = json.loads(text)
+        version = data["version"]
+        if version == VERSION:
+            return Record(file, Path(data["state"]), _made(data["made"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Conflict(
-            f"{file} was written by another version of Mayfly",
-            hint="uninstall with that version",
-        )
-    made: dict[Path, Kind] = {Path(path): kind for kind, path in data["made"]}
-    return Record(file, Path(data["state"]), made)
+            f"{file} is no record of an installation ({type(error).__name__}: {error})",
+            hint="put it back from a backup, or remove it and what docs/install.md says is made",
+        ) from None
+    raise Conflict(
+        f"{file} was written by another version of Mayfly", hint="uninstall with that version"
+    )
+
+
+def _made(entries: Iterable[tuple[str, str]]) -> dict[Path, Kind]:
+    """Raises `ValueError` and `TypeError` for what is no such list."""
+    kinds: dict[str, Kind] = {each: each for each in get_args(Kind)}
+    found: dict[Path, Kind] = {}
+    for kind, path in entries:
+        if kind not in kinds or not Path(path).is_absolute():
+            raise ValueError(f"{kind!r}, {path!r}")
+        found[Path(path)] = kinds[kind]
+    return found
 
 
 @contextmanager

@@ -155,6 +155,20 @@ def test_an_operators_own_file_stays(root: Path, monkeypatch: pytest.MonkeyPatch
     assert not (root / "s").exists()
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_an_operators_file_stays_as_readable_as_it_was(
+    mode: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold passwords."""
+    places = quick(root, monkeypatch)
+    places.settings.mkdir()
+    places.config.write_text(f'state = "{root}/s"\n[s3]\n')
+    places.config.chmod(mode)
+    install(places, name="builds.example.org")
+    assert 'name = "builds.example.org"' in places.config.read_text()
+    assert stat.S_IMODE(places.config.stat().st_mode) == mode
+
+
 @given(
     there=st.sampled_from(["", "# x", "[pool]\ngrow = true", "[server] # y", "[server]\nport=1\n"]),
     after=st.sampled_from(["", "\n[vm]\nqemu = 'q'\n"]),
@@ -296,6 +310,44 @@ def test_a_record_of_another_version_is_left_alone(root: Path) -> None:
     places.record.write_text('{"version": 99}')
     with pytest.raises(Conflict, match="another version"):
         record.load(places.record)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"version": 1}',
+        b'{"version": 1, "state": 7, "made": []}',
+        b'{"version": 1, "state": "/s", "made": 7}',
+        b'{"version": 1, "state": "/s", "made": ["x"]}',
+        b'{"version": 1, "state": "/s", "made": [["tree", "usr"]]}',
+        b'{"version": 1, "state": "/s", "made": [["all", "/usr"]]}',
+        b'{"version": 1, "state": "/s", "made": [[[], "/usr"]]}',
+    ],
+)
+def test_a_record_that_cannot_be_read_is_one_line_and_nothing_is_touched(
+    root: Path, text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = quick(root, monkeypatch)
+    places.settings.mkdir()
+    places.record.write_bytes(text)
+    before = content(root)
+    for asked in (
+        lambda: install(places),
+        lambda: uninstall(places, False, print),
+        lambda: record.refuse(places.record, root / "s", "x"),
+    ):
+        with pytest.raises(Conflict, match="is no record of an installation") as caught:
+            asked()
+        assert str(places.record) in str(caught.value)
+        assert "put it back" in caught.value.hint
+        assert "\n" not in str(caught.value)
+        assert content(root) == before
 
 
 def test_nobody_else_starts_or_stops_what_systemd_runs(root: Path) -> None:
