@@ -59,8 +59,9 @@ class Request:
     `bases` are the images that its Dockerfiles name, as far as they can be read off. `registry` is
     the farm's choice of a registry, `caches` where in it layer caches are. `spec` is what the repo
     declares, `languages` what its files say it is written in. `pipeline` is the CI's number of what
-    it belongs to; `supersede` ends older builds of the same that belong to another. No log shows
-    `secrets`. `watching` is who takes buildx's output where that is not for people.
+    it belongs to; `supersede` ends older builds of the same that belong to another. `proxies` are
+    those of the build's steps (`args.PROXIES`), whose passwords no list of processes shows. No log
+    shows `secrets`. `watching` is who takes buildx's output where that is not for people.
     """
 
     args: BuildArgs
@@ -77,6 +78,7 @@ class Request:
     languages: tuple[str, ...] = ()
     pipeline: str = ""
     supersede: bool = False
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     watching: progress.Watching | None = None
 
@@ -100,7 +102,7 @@ def prepare(
     if verb == "bake":
         args = definition(argv, config, environ)
     else:
-        args = parse(argv, config.images, docker=check.docker_answers(environ))
+        args = parse(argv, config.images, environ, docker=check.docker_answers(environ))
     found: list[MayflyError] = []
     name, program = "", Path()
     spec: BuildSpec | None = None
@@ -145,6 +147,7 @@ def prepare(
         spec=spec,
         languages=languages,
         pipeline=environ.get("CI_PIPELINE_NUMBER", ""),
+        proxies={name.lower(): environ[name] for name in args.proxies if name in environ},
     )
 
 
@@ -344,6 +347,7 @@ async def _connection(
         request.environ,
         reads=[*request.bases, *args.reads, *imported],
         writes=[*args.writes, *where.values()],
+        proxies=request.proxies,
     )
     unreadable = ""
     try:

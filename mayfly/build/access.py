@@ -53,8 +53,10 @@ async def granted(
     *,
     reads: Iterable[str],
     writes: Iterable[str],
+    proxies: Mapping[str, str],
 ) -> AsyncIterator[Granted]:
-    """Credentials for pulling `reads` and pushing `writes`, in `folder`, within the block.
+    """Credentials for pulling `reads` and pushing `writes`, in `folder`, within the block; beside
+    them the `proxies` of the build's steps.
 
     `registry_host` and `caches` are the farm's, `environ` is the user's. Raises `Denied` when a
     registry that is pushed to refuses the user's login.
@@ -66,7 +68,7 @@ async def granted(
     given = await credentials.gather(ours, wants, logins, tls)
     buy = partial(credentials.buy, tls=tls)
     async with broker.brokered(given, folder.root, environ, buy) as (config, more):
-        folder.write_logins(config)
+        folder.write_logins(config, proxies)
         if registry.external:
             host = host_of(caches)
             url = f"https://{credentials.registry_of(host)}"

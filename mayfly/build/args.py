@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mayfly.build.flags import BUILD, Arg, split
@@ -27,6 +28,9 @@ farm's own limit, which is shorter, is the orchestrator's to know."""
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 _HOST = r"(?:\[[0-9a-fA-F:]+\]|[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?)(?::[0-9]+)?"
 _REFERENCE = re.compile(rf"(?:{_HOST}/)?{_PATH}(?::[\w][\w.-]{{0,127}})?", re.ASCII)
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+"""Build arguments that every step has in its environment, in both spellings, undeclared."""
+
 _CACHE_KEY = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _REMOTE = re.compile(r"(?:https?|git|ssh)://|git@|[^/]+@[^/]+:|github\.com/")
 
@@ -69,8 +73,9 @@ class BuildArgs:
     """What is asked for. `verb` is buildx's; `targets` are in the order in which they are named.
 
     `buildx` is what goes to buildx: for `build` the user's arguments in their order, `images/…`
-    names made whole; for `bake` those that are about the run, while all that is about targets is in
-    `plan`, a definition that is resolved. `progress` is empty when the user left it to buildx.
+    names made whole, less `proxies`, which stand for what the environment has; for `bake` those
+    that are about the run, while all that is about targets is in `plan`, a definition that is
+    resolved. `progress` is empty when the user left it to buildx.
     """
 
     verb: str
@@ -87,6 +92,7 @@ class BuildArgs:
     repo: str = ""
     spec: str = ""
     cache_key: str = ""
+    proxies: tuple[str, ...] = ()
 
     @property
     def context(self) -> str:
@@ -168,14 +174,22 @@ class Given:
         return any(a.on for a in self.args if a.flag == flag)
 
 
-def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildArgs:
+def parse(
+    argv: Sequence[str],
+    registry: str,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    *,
+    docker: bool = False,
+) -> BuildArgs:
     """What `mayfly build` is asked for. `docker`: a Docker daemon is there for `--load`.
-    `registry` is where `images/…` is, as `reference.image` takes it.
+    `registry` is where `images/…` is, as `reference.image` takes it; `environ` has the values of
+    build arguments that are given by name alone.
 
     Raises `UsageError` for whatever can be known to be wrong without looking at a file.
     """
     args = split(argv, BUILD)
     full = [a.with_value(whole(a.value, registry)) if a.flag == "tag" else a for a in args]
+    proxies = [a for a in full if a.flag == "build-arg" and a.value.lower() in PROXIES]
     given = Given(tuple(full))
     context = _context(given.values(""))
     refuse(given)
@@ -184,7 +198,7 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
     target = Target(
         context=context,
         dockerfile=given.last("file"),
-        build_args=dict(arg.split("=", 1) for arg in given.values("build-arg") if "=" in arg),
+        build_args=dict(_build_args(given.values("build-arg"), environ)),
         contexts=tuple(_local_contexts(given.values("build-context"))),
         stage=given.last("target"),
         tags=given.values("tag"),
@@ -198,7 +212,12 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
     check_outputs(target, named=any("name" in f for f in fields), docker=docker)
     return BuildArgs(
         verb="build",
-        buildx=tuple(t for a in full if not a.flag.startswith("mayfly-") for t in a.tokens),
+        buildx=tuple(
+            token
+            for a in full
+            if not a.flag.startswith("mayfly-") and a not in proxies
+            for token in a.tokens
+        ),
         targets=(target,),
         builds=builds(given) and not given.last("print"),
         progress=progress(given),
@@ -210,7 +229,16 @@ def parse(argv: Sequence[str], registry: str, *, docker: bool = False) -> BuildA
         repo=given.last("mayfly-repo"),
         spec=given.last("mayfly-spec"),
         cache_key=cache_key(given),
+        proxies=tuple(a.value for a in proxies),
     )
+
+
+def _build_args(texts: Iterable[str], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and values; as for buildx, a name alone that is not in `environ` is none."""
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if equals or name in environ:
+            yield name, value if equals else environ[name]
 
 
 def builds(given: Given) -> bool:

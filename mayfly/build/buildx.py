@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mayfly.build import bake
@@ -22,6 +23,8 @@ BUILDER = "mayfly"
 _FOREIGN = frozenset(
     {"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_AUTH_CONFIG", "DOCKER_CONTEXT"}
 )
+# Docker's words for proxies, by the build arguments' names.
+_PROXY_KEYS = {"http_proxy": "httpProxy", "https_proxy": "httpsProxy", "no_proxy": "noProxy"}
 # What says how definitions are read: a plan has been read.
 _READING = frozenset({"BUILDX_BAKE_FILE", "BUILDX_BAKE_FILE_RELATIVE_PATHS"})
 _EXPORT = {"mode": "max", "compression": "zstd", "ignore-error": "true"}
@@ -69,8 +72,15 @@ class Folder:
         if plan is not None:
             self.plan.write_text(json.dumps(plan))
 
-    def write_logins(self, config: Mapping[str, Any]) -> None:
-        """Make `config` what BuildKit's session answers from when it asks for credentials."""
+    def write_logins(
+        self, config: Mapping[str, Any], proxies: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Make `config` what BuildKit's session answers from when it asks for credentials, and
+        `proxies` (by `args.PROXIES`) those of every step: of what that file says of them buildx
+        makes build arguments (its `GetProxyConfig`), and of these BuildKit both spellings.
+        """
+        of = {key: proxies[name] for name, key in _PROXY_KEYS.items() if proxies.get(name)}
+        config = {**config, **({"proxies": {"default": of}} if of else {})}
         file = self.docker_config / "config.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(config))

@@ -134,7 +134,8 @@ def _prepared(made: Plan) -> tuple[Request, Config, Client]:
     if made.declares:
         declared = asdict(request.spec or BuildSpec()) | dict(made.declares)
         request = replace(request, spec=BuildSpec(**declared))
-    return replace(request, supersede=made.supersede, secrets=made.secrets), settings, api
+    request = replace(request, supersede=made.supersede, secrets=made.secrets)
+    return replace(request, proxies=made.proxies), settings, api
 
 
 def _client(made: Plan, settings: Config) -> Client:

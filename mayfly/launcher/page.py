@@ -126,6 +126,11 @@ farm keeps, wherever a line contains them: as they are, line by line, and in bas
 than 3 characters are left alone. What a build step encodes or splits in another way is not
 recognised.
 
+Nor is any of it on a command line, which everybody on an agent's machine may read: values of
+`secrets` and `build_args_from_env` travel by the environment, logins and proxies by files that are
+gone with the step. What stands in `build_args` itself is on buildx's command line, and build
+arguments are in an image's history: a password belongs into `secrets`.
+
 ## How a step ends
 
 | exit code | outcome | |

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from mayfly.build.args import is_remote, parse_fields, pushes, streams
+from mayfly.build.args import PROXIES, is_remote, parse_fields, pushes, streams
 from mayfly.launcher import logins, tags
 from mayfly.launcher.settings import PREFIX, SPEC_FIELDS, TABLE
 from mayfly.launcher.values import Given, Login, secret_fields
@@ -21,7 +21,6 @@ from mayfly.launcher.values import Given, Login, secret_fields
 LABEL = "org.opencontainers.image."
 USUAL_TAGS_FILE = ".tags"
 SECRET_VARIABLE = "MAYFLY_SECRET_"  # noqa: S105 - the variable's name
-PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 _OURS = frozenset(name for setting in TABLE.values() for name in setting.environ)
 """Variables that are settings, and nobody else's business."""
 
@@ -36,8 +35,9 @@ class Plan:
     `argv` are the arguments of `mayfly build`; `environ` is the environment for flow and buildx,
     without settings and with `DOCKER_AUTH_CONFIG`; `farm` the variables that name the farm and
     configure its client. `declares` are the fields of the build spec that settings override.
-    `secrets` are the values that no log may show. `faults` are what is wrong with the settings and
-    `remarks` what else the user should know, one line each.
+    `proxies` are those of the build's steps. `secrets` are the values that no log may show.
+    `faults` are what is wrong with the settings and `remarks` what else the user should know, one
+    line each.
     """
 
     argv: tuple[str, ...]
@@ -46,6 +46,7 @@ class Plan:
     ca: str = field(repr=False)
     declares: Mapping[str, Any]
     supersede: bool
+    proxies: Mapping[str, str] = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
     faults: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -77,11 +78,12 @@ def plan(given: Given, environ: Mapping[str, str], files: Files, now: datetime) 
     # Whoever runs the agent has logins too; they are not this pipeline's.
     kept["DOCKER_CONFIG"] = "/nonexistent/mayfly"
     secret_flags = tuple(_secret_flags(given, kept))
+    arguments = _arguments(given, environ)
     images = _images(given, environ, files, faults, remarks)
     argv = [
         *("--progress", "quiet" if given.flag("quiet") else "plain"),
         *_build(given),
-        *_arguments(given, environ),
+        *_build_args(arguments, kept),
         *secret_flags,
         *_caches(given),
         *_about(given, environ, now),
@@ -92,7 +94,8 @@ def plan(given: Given, environ: Mapping[str, str], files: Files, now: datetime) 
         "--",
         given.text("context"),
     ]
-    hidden = [*logins.secrets(people, config), *_hidden(given, environ, files)]
+    proxies = [v for name, v in arguments.items() if _is_proxy(name) and v]
+    hidden = [*logins.secrets(people, config), *_hidden(given, environ, files, proxies)]
     return Plan(
         argv=tuple(argv),
         environ=kept,
@@ -100,6 +103,7 @@ def plan(given: Given, environ: Mapping[str, str], files: Files, now: datetime) 
         ca=given.text("ca"),
         declares=_declares(given, faults),
         supersede=given.flag("supersede"),
+        proxies={n.lower(): v for n, v in arguments.items() if _is_proxy(n) and v is not None},
         secrets=tuple(dict.fromkeys(filter(None, hidden))),
         faults=tuple(faults),
         remarks=tuple(remarks),
@@ -158,23 +162,36 @@ def _build(given: Given) -> Iterator[str]:
     yield from _flags("build-context", (f"{n}={v}" for n, v in contexts if v is not None))
 
 
-def _arguments(given: Given, environ: Mapping[str, str]) -> Iterator[str]:
+def _arguments(given: Given, environ: Mapping[str, str]) -> dict[str, str | None]:
     """Build arguments: those that docker-buildx gives each build, from the environment, proxies,
-    and what the pipeline says itself, which goes last and so counts.
+    and what the pipeline says itself, which goes last and so counts. None: as the environment has
+    it, if it does.
     """
-    made = {}
+    made: dict[str, str | None] = {}
     if (epoch := environ.get("CI_COMMIT_TIMESTAMP", "")).isdigit():
         made["SOURCE_DATE_EPOCH"] = epoch
-    for name in PROXIES:
-        if value := given.text(name):
-            made |= {name: value, name.upper(): value}
-    for name in given.words("build_args_from_env"):
-        if name in environ:
-            made[name] = environ[name]
-    said = given.pairs("build_args")
-    named = {name for name, _ in said}
-    pairs = [*((n, v) for n, v in made.items() if n not in named), *said]
-    yield from _flags("build-arg", (n if v is None else f"{n}={v}" for n, v in pairs))
+    made |= {name: value for name in PROXIES if (value := given.text(name))}
+    made |= {n: environ[n] for n in given.words("build_args_from_env") if n in environ}
+    said = dict(given.pairs("build_args"))
+    made |= {
+        name: environ.get(name) if _is_proxy(name) and v is None else v for name, v in said.items()
+    }
+    return made
+
+
+def _build_args(arguments: Mapping[str, str | None], kept: Mapping[str, str]) -> Iterator[str]:
+    """`--build-arg`, by name alone where buildx's environment has that value: what is on a command
+    line, everybody on the machine may read. Proxies go another way, with their passwords.
+    """
+    for name, value in arguments.items():
+        if _is_proxy(name):
+            continue
+        by_name = value is None or kept.get(name) == value
+        yield from ("--build-arg", name if by_name else f"{name}={value}")
+
+
+def _is_proxy(name: str) -> bool:
+    return name.lower() in PROXIES
 
 
 def _secrets(given: Given) -> tuple[tuple[str, str | None], ...]:
@@ -364,7 +381,9 @@ def _logins(given: Given, faults: list[str]) -> Iterator[Login]:
     yield from given.logins()
 
 
-def _hidden(given: Given, environ: Mapping[str, str], files: Files) -> Iterator[str]:
+def _hidden(
+    given: Given, environ: Mapping[str, str], files: Files, proxies: Iterable[str]
+) -> Iterator[str]:
     """What else must not be seen: the token, secrets of the build, passwords of proxies."""
     yield from (given.text("token"), given.text("password"))
     yield environ.get("CI_NETRC_PASSWORD", "")  # Woodpecker's own, at the forge
@@ -376,8 +395,8 @@ def _hidden(given: Given, environ: Mapping[str, str], files: Files) -> Iterator[
         name = fields.get("env") or ("" if fields.get("src") else fields.get("id", ""))
         yield environ.get(name, "")
         yield files.get(fields.get("src", "")) or ""
-    for name in PROXIES:
-        authority = _login_in(given.text(name))
+    for proxy in proxies:
+        authority = _login_in(proxy)
         yield from (authority, authority.partition(":")[2])
 
 

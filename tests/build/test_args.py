@@ -143,6 +143,19 @@ def test_what_is_wrong_is_said_with_what_to_do(words: list[str], says: str) -> N
     assert caught.value.hint
 
 
+def test_build_arguments_by_name_alone_are_the_environments() -> None:
+    """Proxies among them are what the user's environment says, and not what buildx's own says,
+    which leads to tokens (`broker.py`).
+    """
+    words = ["--build-arg", "BASE", "--build-arg=HTTP_PROXY", "--build-arg", "no_proxy=x", "."]
+    found = args.parse([*words, "--build-arg", "ABSENT"], HOST, {"BASE": "busybox", "OTHER": "x"})
+    assert found.targets[0].build_args == {"BASE": "busybox", "no_proxy": "x"}
+    assert found.proxies == ("HTTP_PROXY",)
+    assert found.buildx == (
+        *("--build-arg", "BASE", "--build-arg", "no_proxy=x", ".", "--build-arg", "ABSENT"),
+    )
+
+
 def test_load_without_docker_names_the_file_to_write_and_with_docker_is_fine() -> None:
     with pytest.raises(UsageError, match="type=oci,dest="):
         args.parse(["--load", "."], HOST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -186,6 +187,18 @@ def test_the_environment_points_at_this_build_only() -> None:
         "DOCKER_CONFIG": "/tmp/x/docker",
         "BUILDX_METADATA_PROVENANCE": "disabled",
     }
+
+
+def test_proxies_are_dockers_and_in_a_file_that_others_cannot_read() -> None:
+    """No command line has their passwords, and buildx's own way out stays as it is."""
+    with buildx.folder() as there:
+        there.write_logins({"auths": {}}, {"http_proxy": "http://u:p@x", "no_proxy": ""})
+        file = there.docker_config / "config.json"
+        assert json.loads(file.read_text()) == {
+            "auths": {},
+            "proxies": {"default": {"httpProxy": "http://u:p@x"}},
+        }
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_the_folder_is_private_and_gone_afterwards() -> None:

@@ -160,6 +160,26 @@ async def test_a_build_that_succeeds(tmp_path: Path, runner: FakeRunner) -> None
     assert {"queue", "ready", "build", "push"} <= merged["mayfly"]["timings_s"].keys()
 
 
+async def test_proxies_of_the_steps_go_by_a_file(
+    tmp_path: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path, "", "--build-arg", "https_proxy")
+    assert asked.proxies == {}
+    environ = {**asked.environ, "https_proxy": "http://u:hush@proxy:3128"}
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    config = Config(state=tmp_path)
+    monkeypatch.setattr(flow, "buildx_of", lambda config: asked.buildx)
+    words = ["--build-arg", "https_proxy", "--mayfly-repo", "o/r", str(tmp_path)]
+    made = flow.prepare(words, config, environ, tmp_path)
+    assert made.proxies == {"https_proxy": "http://u:hush@proxy:3128"}
+    made = replace(asked, proxies=made.proxies)
+    assert (await build(made, FakeFarm(runner))).outcome is Outcome.SUCCEEDED
+    notes = Path(asked.environ["NOTES"])
+    told = json.loads(notes.with_name(f"{notes.name}.logins").read_text())
+    assert told["proxies"] == {"default": {"httpsProxy": "http://u:hush@proxy:3128"}}
+    assert "proxy" not in notes.read_text()
+
+
 @pytest.mark.parametrize("words", [["--progress=plain"], ["--progress=quiet"]])
 async def test_what_is_secret_is_neither_shown_nor_kept_however_it_is_cut(
     tmp_path: Path, runner: FakeRunner, words: list[str], capfdbinary: pytest.CaptureFixture[bytes]

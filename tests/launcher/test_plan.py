@@ -128,20 +128,48 @@ def test_tags_of_a_file_of_a_version_and_by_default() -> None:
 def test_build_arguments_and_whose_word_counts() -> None:
     made = of(
         repo="a/b",
-        build_args='{"A":"1","https_proxy":"http://mine"}',
+        build_args='{"A":"1","HTTPS_PROXY":"http://mine"}',
         build_args_from_env="PATH,ABSENT,A",
         http_proxy="http://p",
         https_proxy="http://p",
+        no_proxy="x.example",
     )
-    assert values(made, "build-arg") == [
-        "SOURCE_DATE_EPOCH=1790000000",
-        "http_proxy=http://p",
-        "HTTP_PROXY=http://p",
-        "HTTPS_PROXY=http://p",
-        "PATH=/usr/bin",
-        "A=1",
-        "https_proxy=http://mine",
-    ]
+    assert values(made, "build-arg") == ["SOURCE_DATE_EPOCH=1790000000", "PATH", "A=1"]
+    assert made.proxies == {
+        "http_proxy": "http://p",
+        "https_proxy": "http://mine",
+        "no_proxy": "x.example",
+    }
+
+
+def test_a_value_of_the_environment_and_a_proxys_password_are_on_no_command_line() -> None:
+    """Everybody on the machine may read that; the environment and files of the build's may not."""
+    ci = {**CI, "NPM_TOKEN": "hush-npm", "https_proxy": "http://u:hush-env@p"}
+    made = of(
+        repo="a/b",
+        build_args_from_env="NPM_TOKEN,PLUGIN_MINE",
+        build_args='["https_proxy"]',
+        http_proxy="http://u:hush-p@p:3128",
+        mine="hush-mine",
+        secrets='{"npm":"hush-secret"}',
+        username="u",
+        password="hush-login",
+        token="hush-token",
+        ci=ci,
+    )
+    assert made.faults == ()
+    assert "hush" not in " ".join(made.argv)
+    assert values(made, "build-arg")[1:] == ["NPM_TOKEN", "PLUGIN_MINE"]
+    assert {n: made.environ[n] for n in ("NPM_TOKEN", "PLUGIN_MINE")} == {
+        "NPM_TOKEN": "hush-npm",
+        "PLUGIN_MINE": "hush-mine",
+    }
+    assert made.proxies == {
+        "http_proxy": "http://u:hush-p@p:3128",
+        "https_proxy": "http://u:hush-env@p",
+    }
+    hidden = Mask(made.secrets).text("hush-p hush-env")
+    assert hidden == "******** ********"
 
 
 def test_secrets_go_by_variables_and_nothing_else_of_the_settings_does() -> None:
