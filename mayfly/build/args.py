@@ -170,8 +170,8 @@ class Given:
         return next(reversed(self.values(flag)), "")
 
     def on(self, flag: str) -> bool:
-        """Whether a switch is switched on."""
-        return any(a.on for a in self.args if a.flag == flag)
+        """Whether a switch is switched on: of several the last counts, as for buildx."""
+        return next((a.on for a in reversed(self.args) if a.flag == flag), False)
 
 
 def parse(

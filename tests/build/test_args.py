@@ -156,6 +156,21 @@ def test_build_arguments_by_name_alone_are_the_environments() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "minutes"),
+    [
+        ([""], args.KEEP_MIN),
+        (["=20"], 20),
+        (["", "=false"], 0),
+        (["=false", ""], args.KEEP_MIN),
+        (["=false", "=3"], 3),
+    ],
+)
+def test_of_several_words_about_keeping_the_last_counts(words: list[str], minutes: float) -> None:
+    given = [f"--mayfly-keep-on-failure{word}" for word in words]
+    assert args.parse([*given, "."], HOST).keep_min == minutes
+
+
 def test_load_without_docker_names_the_file_to_write_and_with_docker_is_fine() -> None:
     with pytest.raises(UsageError, match="type=oci,dest="):
         args.parse(["--load", "."], HOST)
@@ -168,6 +183,8 @@ def test_load_without_docker_names_the_file_to_write_and_with_docker_is_fine() -
     [
         (["."], False),
         (["--push=false", "."], False),
+        (["-t", "images/a/b", "--push", "--push=false", "."], False),
+        (["-t", "images/a/b", "--push=false", "--push", "."], True),
         (["-o", "out", "."], True),
         (["-t", "images/a/b", "."], False),
         (["-t", "images/a/b", "--push", "."], True),
