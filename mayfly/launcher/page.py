@@ -71,7 +71,9 @@ Four things, once for a farm. `registry.mayfly.internal:5000` stands for its add
    farm's own machine needs neither that nor the image, but `buildkit-launcher` on its PATH.
 2. *The plugin's image.* `make plugin`, in a checkout on the farm's machine, has the farm build it
    and push it to `{image}`.
-   It holds the CA of that farm, so that steps need no `ca`.
+   It holds the CA of that farm, so that steps need no `ca`. Only the administrator writes there,
+   and no pipeline should: the plugin sees every pipeline's ticket, and a secret of a pipeline is
+   one of everybody's who may push a tag or a branch to that repo.
 3. *Agents that may pull it.* Docker on an agent trusts the farm when `<state>/ca/ca.crt` lies in
    `/etc/docker/certs.d/HOST:5000/` (needless with a certificate of your own). The login comes from
    the registry extension ([trust.md](trust.md#woodpecker)), or is an entry under *Registries* in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_a_pipeline_is_read_and_its_settings_are_right(file: Path) -> None:
         assert (made.faults, made.remarks) == ((), ())
         assert args.parse(made.argv, "registry.mayfly.internal:5000").builds
         assert "secret of" not in " ".join(made.argv)
+
+
+@pytest.mark.parametrize("file", ROOT.glob(".woodpecker/*.yaml"), ids=lambda file: file.name)
+def test_no_pipeline_of_ours_has_a_secret_that_says_more_than_the_pipeline_itself(
+    file: Path,
+) -> None:
+    """Whoever may push a tag writes the pipeline that runs, and gets each secret that there is."""
+    for step in yaml.safe_load(file.read_text())["steps"]:
+        secrets = re.findall(r"'from_secret': '(.*?)'", str(step))
+        assert secrets == (["mayfly_token"] if step["image"] == page.IMAGE else [])
 
 
 def test_the_examples_of_the_page_are_pipelines_too() -> None:
