@@ -71,7 +71,7 @@ class Builders:
             raise UsageError(
                 "this farm serves no builders by TLS", hint="set builders.listen, or use a socket"
             )
-        own = [one for one in self._store.all() if one.principal == who.name]
+        own = [one for one in self._store.all() if who.made(one.principal, one.created_at)]
         if len(own) >= MOST:
             raise Conflict(
                 f"{who.name} has {len(own)} builders", hint="remove one: see `mayfly builder ls`"
@@ -168,7 +168,7 @@ class Builders:
 
 
 def _sees(who: Principal, builder: Builder) -> bool:
-    return who.admin or who.builders or who.name == builder.principal
+    return who.admin or who.builders or who.made(builder.principal, builder.created_at)
 
 
 def address(builder: Builder, config: Config) -> str:

@@ -77,4 +77,4 @@ def serves(lease: Lease, who: Principal) -> bool:
     if who.origin is None:
         return False
     trusted = who.origin.vouched is True and covers(who.origin.repos, lease.request.repo)
-    return trusted or lease.terms.principal == who.name
+    return trusted or who.made(lease.terms.principal, lease.created_at)

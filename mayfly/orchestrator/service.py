@@ -133,7 +133,7 @@ class Service:
             return
         if who.origin is not None:
             with suppress(NotFound):
-                if self._ledger.get(lease_id).terms.principal == who.name:
+                if _sees(who, self._ledger.get(lease_id)):
                     return
         raise Denied("this token belongs to another lease")
 
@@ -168,7 +168,7 @@ class Service:
             terms=terms.terms,
         )
         body = json.dumps(asdict(request), sort_keys=True).encode()
-        key = key and f"{who.name}:{key}"
+        key = key and f"{who.key}:{key}"
         lease = self._ledger.add(asked, key=key, body_hash=hashlib.sha256(body).hexdigest())
         if lease is asked:
             self._end_others(lease)
@@ -488,7 +488,8 @@ def apart(lease: Lease) -> Iterable[str]:
 
 
 def _sees(who: Principal, lease: Lease) -> bool:
-    return who.admin or (who.origin is not None and lease.terms.principal == who.name)
+    mine = who.made(lease.terms.principal, lease.created_at)
+    return who.admin or (who.origin is not None and mine)
 
 
 def shortened(lease: Lease) -> Iterable[str]:

@@ -46,7 +46,8 @@ class Principal:
     `lease` is empty for anyone but a lease's holder; `reads` is a build that may be read, and
     nothing else. With an `origin` it may ask for leases, and sees its own only. `pulls` is a repo
     whose images it may pull, and `pulls_slot` which of those that are not trusted. `builders` is
-    the program that relays docker clients: it reads builders and asks for their leases.
+    the program that relays docker clients: it reads builders and asks for their leases. `since` is
+    when the name was given to it, where names are given again: that of a token that was revoked.
     """
 
     name: str
@@ -57,6 +58,16 @@ class Principal:
     pulls: str = ""
     pulls_slot: str = ""
     builders: bool = False
+    since: datetime | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others, those among them that had its name before."""
+        return f"{self.name}@{self.since.isoformat()}" if self.since else self.name
+
+    def made(self, name: str, at: datetime) -> bool:
+        """Whether this is who made what a principal called `name` made at `at`."""
+        return name == self.name and (self.since is None or at >= self.since)
 
     def require_admin(self) -> None:
         """Raises `Denied` unless this is the administrator."""

@@ -57,7 +57,7 @@ def principal(found: Given, now: datetime) -> Principal:
     if found.expires_at is not None and found.expires_at <= now:
         raise Unauthenticated(f"the {found.kind} {found.name!r} has expired")
     origin = Origin(found.repos, vouched=found.trusted)
-    return Principal(f"{found.kind}:{found.name}", origin=origin)
+    return Principal(f"{found.kind}:{found.name}", origin=origin, since=found.created_at)
 
 
 def sha256(token: str) -> str:

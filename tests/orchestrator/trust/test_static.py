@@ -142,3 +142,37 @@ async def test_nobody_but_the_administrator_makes_or_sees_tokens(f: Farm) -> Non
     assert (await f.http.delete("/v1/tokens/ci", headers=bearer)).status_code == 403
     for wrong in ("mayfly_token_", "mayfly_token_x", f"{token}x"):
         assert (await ask(f, wrong)).status_code == 401
+
+
+async def test_a_new_token_is_not_the_revoked_one_that_had_its_name(f: Farm) -> None:
+    """It was lost, or was another's: what that one built, and who looks into it, is not its own."""
+    old = (await make(f)).json()["token"]
+    key = {"Idempotency-Key": "k"}
+    body = {"repo": "team/app", "ssh_public_key": KEY}
+    bearer = {"Authorization": f"Bearer {old}"}
+    asked = (await f.http.post("/v1/leases", json=body, headers={**bearer, **key})).json()
+    row = await f.until(asked["id"], "ready")
+    await f.http.post(
+        "/v1/builders", json={"name": "b", "repo": "team/app", "uid": 0}, headers=bearer
+    )
+    assert (await f.http.delete("/v1/tokens/ci", headers=ROOT)).status_code == 204
+    f.clock.forward(0.01)
+    again = (await make(f)).json()["token"]
+    for token, status in ((again, 403), (ADMIN, 200)):
+        bearer = {"Authorization": f"Bearer {token}"}
+        for route in (f"/v1/leases/{row.id}", f"/v1/builds/{row.id}", f"/v1/builds/{row.id}/log"):
+            assert (await f.http.get(route, headers=bearer)).status_code == status, route
+        there = {"service": tokens.service(row.runner)}
+        answer = await f.http.get("/token", params=there, auth=("mayfly", token))
+        assert answer.status_code == (200 if status == 200 else 401)
+    bearer = {"Authorization": f"Bearer {again}"}
+    assert (await f.http.delete(f"/v1/leases/{row.id}", headers=bearer)).status_code == 403
+    for route in ("/v1/leases", "/v1/builds"):
+        assert (await f.http.get(route, headers=bearer)).json() == []
+    assert (await f.http.get("/v1/builders", headers=bearer)).json()["builders"] == []
+    assert (await f.http.delete("/v1/builders/b", headers=bearer)).status_code == 404
+    own = (await f.http.post("/v1/leases", json=body, headers={**bearer, **key})).json()
+    assert own["id"] != row.id, "whatever the old one called its requests"
+    assert [one["id"] for one in (await f.http.get("/v1/leases", headers=bearer)).json()] == [
+        own["id"]
+    ]
