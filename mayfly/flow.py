@@ -286,9 +286,13 @@ async def _attempt(
     log: progress.Log,
     show: Show,
 ) -> Attempt:
-    """One runner. Raises how the lease ended when that is why the runner cannot be reached."""
+    """One runner. Raises how the lease ended when that is why the runner cannot be reached.
+
+    A build that never began is tried once more there: nothing but a missing record says so where
+    buildx draws, and what fails twice may be the user's.
+    """
     began_s = time.monotonic()
-    way = Way(began_s)
+    way, stalled = Way(began_s), False
     while True:
         reached_s = time.monotonic() - began_s
         again = way.losses > 0
@@ -298,6 +302,9 @@ async def _attempt(
             attempt = replace(attempt, reconnects=way.losses, timings_s=times)
         if not attempt.lost and attempt.outcome is not Outcome.DENIED:
             return attempt
+        if attempt.stalled and stalled:
+            return attempt
+        stalled = attempt.stalled
         now = await still_ready(api, view, wait_s=PAUSE_S if attempt.lost else 0)
         if now["attempt"] > view["attempt"]:
             return attempt

@@ -31,8 +31,8 @@ class Attempt:
     """What one runner did for the build. `error` says what BuildKit has not said already.
 
     `lost`: the way to the runner's BuildKit broke or never came about, or BuildKit never began the
-    build. `timings_s` is empty when buildx did not run. `reconnects` counts the connections before
-    the last one.
+    build (`stalled`). `timings_s` is empty when buildx did not run. `reconnects` counts the
+    connections before the last one.
     """
 
     size: str
@@ -41,6 +41,7 @@ class Attempt:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     error: MayflyError | None = None
     lost: bool = False
+    stalled: bool = False
     reconnects: int = 0
 
     @property
@@ -96,6 +97,7 @@ def attempt(
     the image's layers and manifests, `build` all the rest, context and cache included.
     """
     outcome, error = judge(ran, alive=alive, unreadable=unreadable)
+    stood = ran.status != 0 and alive and stalled(ran)
     push_s = min(ran.timeline.push_s, ran.seconds)
     times = {
         "queue": view["timings_s"].get("queue", 0.0),
@@ -110,7 +112,8 @@ def attempt(
         digest=digest_in(read_metadata(metadata)) if ran.status == 0 else "",
         timings_s={name: round(seconds, 3) for name, seconds in times.items()},
         error=error,
-        lost=ran.status != 0 and (not alive or stalled(ran)),
+        lost=ran.status != 0 and (not alive or stood),
+        stalled=stood,
     )
 
 

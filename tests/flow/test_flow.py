@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mayfly import flow
-from mayfly.build import args, bake, cache, holding, pair, reconnect, ssh
+from mayfly.build import args, bake, cache, holding, pair, progress, reconnect, ssh
+from mayfly.build import result as results
 from mayfly.build.result import Result
 from mayfly.config import Config
 from mayfly.errors import (
@@ -65,6 +66,10 @@ BUILDX = """
     if "-" in words:
         with open(os.environ["NOTES"] + ".stdin", "a") as notes:
             notes.write(sys.stdin.read() + ";")
+    if behave == "stall":
+        if words[0] != "history":
+            print('#0 building with "mayfly" instance', file=sys.stderr, flush=True)
+        sys.exit(1)
     print("#1 [1/1] RUN x", file=sys.stderr, flush=True)
     if behave == "fail":
         print("ERROR: that is what BuildKit says", file=sys.stderr)
@@ -595,3 +600,67 @@ async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     async with asyncio.timeout(5):
         with pytest.raises(InfrastructureError):
             await holding.patiently(away)
+
+
+MODES = pytest.mark.parametrize("mode", ["plain", "quiet", "rawjson", "tty"])
+
+
+def built(tmp_path: Path) -> int:
+    """How often buildx was asked for a build."""
+    told = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    return [words[0] for words in told].count("build")
+
+
+@pytest.fixture
+def a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--progress=tty` draws, and whatever ends is late enough for a build that never began."""
+    shown = {"plain": "plain", "tty": "drawn"}
+    monkeypatch.setattr(
+        progress, "display", lambda asked, environ, terminal: shown.get(asked, "other")
+    )
+    monkeypatch.setattr(results, "BEGIN_S", 0.0)
+    monkeypatch.setattr(flow, "PAUSE_S", 0.1)
+
+
+@MODES
+@pytest.mark.usefixtures("a_terminal")
+async def test_what_fails_by_the_users_fault_is_never_taken_for_what_never_began(
+    tmp_path: Path, runner: FakeRunner, mode: str
+) -> None:
+    farm = FakeFarm(runner)
+    result = await build(request(tmp_path, "fail", f"--progress={mode}"), farm)
+    assert (result.outcome, result.exit_status) == (Outcome.FAILED, 1)
+    assert [report["outcome"] for report in farm.reports] == [Outcome.FAILED]
+    assert built(tmp_path) == 1
+
+
+@MODES
+@pytest.mark.usefixtures("a_terminal")
+async def test_what_never_began_is_tried_once_more_and_is_the_farms_fault_then(
+    tmp_path: Path, runner: FakeRunner, mode: str
+) -> None:
+    farm = FakeFarm(runner)
+    result = await build(request(tmp_path, "stall", f"--progress={mode}"), farm)
+    assert [report["outcome"] for report in farm.reports] == [Outcome.INFRASTRUCTURE]
+    assert result.exit_status == InfrastructureError.exit_status
+    assert built(tmp_path) == 2
+
+
+@pytest.mark.usefixtures("a_terminal")
+async def test_what_does_not_begin_once_is_built(tmp_path: Path, runner: FakeRunner) -> None:
+    farm = FakeFarm(runner)
+    result = await build(request(tmp_path, "stall-once", "--progress=plain"), farm)
+    assert [report["outcome"] for report in farm.reports] == [Outcome.SUCCEEDED]
+    assert (result.last.reconnects, built(tmp_path)) == (1, 2)
+
+
+@pytest.mark.usefixtures("a_terminal")
+@pytest.mark.parametrize("mode", ["quiet", "rawjson", "tty"])
+async def test_of_a_check_no_record_is_missed(
+    tmp_path: Path, runner: FakeRunner, mode: str
+) -> None:
+    """It builds nothing, and BuildKit keeps none; what it has found is no fault of the farm's."""
+    farm = FakeFarm(runner)
+    await build(request(tmp_path, "stall", "--check", f"--progress={mode}"), farm)
+    assert [report["outcome"] for report in farm.reports] == [Outcome.FAILED]
+    assert built(tmp_path) == 1
