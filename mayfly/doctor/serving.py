@@ -38,7 +38,8 @@ def address(config: Config) -> Iterator[Check]:
 
 
 def _taken(config: Config, port: int, error: OSError) -> Check:
-    if _farm(config) is not None:
+    found = _farm(config)
+    if found is not None and any(service.alive for service in found.services):
         return ok("address", f"{config.server.listen} is this farm's")
     who = listener(port)
     if who is None:

@@ -337,6 +337,10 @@ def test_an_installation_is_a_farm_too(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("mayfly.install.running.running", lambda state, places: stopped)
     (farm,) = serving.farm(config(tmp_path))
     assert (farm.state, farm.mend) == (State.FAIL, "systemctl start mayfly.target")
+    with socket.create_server(("127.0.0.1", 0)) as anothers:
+        listen = f"127.0.0.1:{anothers.getsockname()[1]}"
+        (address,) = serving.address(config(tmp_path, server={"listen": listen}))
+        assert address.state is State.FAIL, "what does not run listens nowhere"
 
 
 @pytest.mark.services
