@@ -121,8 +121,9 @@ def keep_settings(ready: Ready) -> bool:
     if not places.config.exists():
         news = made.write(places.config, ready.text)
     elif places.config.read_text() != ready.text:
-        mode = stat.S_IMODE(places.config.stat().st_mode)
-        place(places.config, ready.text.encode(), mode=mode)
+        at = places.config.stat()
+        place(places.config, ready.text.encode(), mode=stat.S_IMODE(at.st_mode))
+        os.chown(places.config, at.st_uid, at.st_gid)
         news = True
     if ready.secrets:
         lines = "".join(f"{name}={value}\n" for name, value in sorted(ready.secrets.items()))

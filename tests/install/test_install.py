@@ -163,10 +163,12 @@ def test_an_operators_file_stays_as_readable_as_it_was(
     places = quick(root, monkeypatch)
     places.settings.mkdir()
     places.config.write_text(f'state = "{root}/s"\n[s3]\n')
+    os.chown(places.config, 1, 4)
     places.config.chmod(mode)
     install(places, name="builds.example.org")
     assert 'name = "builds.example.org"' in places.config.read_text()
-    assert stat.S_IMODE(places.config.stat().st_mode) == mode
+    at = places.config.stat()
+    assert (stat.S_IMODE(at.st_mode), at.st_uid, at.st_gid) == (mode, 1, 4)
 
 
 @given(
