@@ -68,7 +68,8 @@ Four things, once for a farm. `registry.mayfly.internal:5000` stands for its add
 1. *A name that steps can resolve.* A step runs in a container of an agent's, which does not see
    the farm's line in `/etc/hosts`: install the farm with `--listen 0.0.0.0:5000 --name HOST`
    ([install.md](install.md)) and a name that your DNS has. An agent with the local backend on the
-   farm's own machine needs neither that nor the image, but `buildkit-launcher` on its PATH.
+   farm's own machine needs neither that nor the image, but `buildkit-launcher` on its PATH. Let it
+   not be root's: whoever may push to a repo of that server could read the farm's admin token.
 2. *The plugin's image.* `make plugin`, in a checkout on the farm's machine, has the farm build it
    and push it to `{image}`.
    It holds the CA of that farm, so that steps need no `ca`. Only the administrator writes there,
