@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mayfly.errors import Cancelled, InfrastructureError, MayflyError, UsageError, together
+from mayfly.errors import Cancelled, Denied, InfrastructureError, MayflyError, UsageError, together
 
 if TYPE_CHECKING:
     from mayfly.build.result import Result
@@ -143,7 +143,13 @@ def _client(made: Plan, settings: Config) -> Client:
     from mayfly import client
 
     with _certificate(made) as farm:
-        return client.from_environment(settings, farm)
+        try:
+            return client.from_environment(settings, farm)
+        except Denied as error:
+            raise Denied(
+                error.message,
+                hint="name the farm by the settings `url` and `token: {from_secret: mayfly_token}`",
+            ) from None
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mayfly.errors import Denied
+
 LATER = ("aiohttp", "asyncssh", "httpx", "rich", "typer", "fastapi", "boto3", "surrealdb", "nickel")
 SCRIPT = """
 import os, sys
@@ -34,3 +36,21 @@ def test_what_comes_after_the_lease_is_loaded_after_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "mayfly" in done.stdout.split(), done.stderr
     assert not set(LATER) & set(done.stdout.split())
+
+
+def test_who_names_no_farm_is_told_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from mayfly.launcher.main import main; main()"],
+        cwd=tmp_path,
+        env={
+            "PLUGIN_REPO": "images/team/app",
+            "CI_REPO": "team/app",
+            "MAYFLY_STATE": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == Denied.exit_status, done.stdout + done.stderr
+    assert "settings `url` and `token:" in done.stdout + done.stderr
