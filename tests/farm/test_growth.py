@@ -97,6 +97,7 @@ def test_in_a_full_pool_it_is_refused_killed_and_goes_on_when_there_is_room(
     words = ("--mayfly-repo", "team/full", "--mayfly-size", "t1", "--progress", "plain", folder)
     mine = own.start("build", *words)
     own.until(lambda: own.json("status")["builds"][0]["attempts"][0]["outcome"] == "oom", 120)
+    assert other.poll() is None, f"the pool was not full: {other.communicate()[1]}"
     interrupt(other)
     other.communicate(timeout=60)
     said = mine.communicate(timeout=200)[1]
