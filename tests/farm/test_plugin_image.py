@@ -48,7 +48,7 @@ def test_the_plugins_image_is_built_by_a_farm_and_builds_on_it(
     status, said = step(root, config, {})
     assert (status, "repo: is missing" in said) == (2, True), said
 
-    (root / "step").mkdir()
+    (root / "step").mkdir(exist_ok=True)
     with tarfile.open(tmp_path / "context.tar", "w") as packed:
         packed.add(context("echo built inside"), ".")
     subprocess.run(["tar", "-xf", tmp_path / "context.tar", "-C", root / "step"], check=True)
