@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,9 +37,16 @@ def own() -> Iterator[Farm]:
 
 
 @pytest.fixture
-def make(own: Farm, context: Callable[[str], Path]) -> Iterator[Callable[..., Path]]:
-    """Makes a context whose Dockerfile runs the steps; nothing of its builds is left."""
-    yield lambda *steps: context("\nRUN ".join(steps))
+def make(
+    own: Farm, context: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Path]]:
+    """Makes a context of its own whose Dockerfile runs the steps; nothing of its builds is left."""
+
+    def made(*steps: str) -> Path:
+        folder = tmp_path_factory.mktemp("context")
+        return shutil.copytree(context("\nRUN ".join(steps)), folder, dirs_exist_ok=True)
+
+    yield made
     own.clear()
 
 
