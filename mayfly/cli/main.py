@@ -39,7 +39,10 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
     it is shown instead.
     """
     try:
-        return work()
+        try:
+            return work()
+        finally:
+            sys.stdout.flush()  # while a reader that has gone can still be seen to
     except MayflyError as error:
         if debug:
             traceback.print_exc()

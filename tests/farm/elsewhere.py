@@ -158,6 +158,7 @@ def serve_tokens(folder: Path, address: str) -> None:
             body = json.dumps({"token": token, "expires_in": tokens.GATEWAY_TOKEN_S}).encode()
             self.send_response(200 if known or not login else 401)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
