@@ -26,7 +26,7 @@ SETTLE_S = 12.0
 LOOK_S = 30.0
 MOST_SHARE = 0.01
 AGENT = "/sys/fs/cgroup/system.slice/mayfly-agent.service/cpu.stat"
-BUILDKIT = "/sys/fs/cgroup/system.slice/buildkitd.service/cpu.stat"
+BUILDKIT = "/sys/fs/cgroup/system.slice/buildkitd@own.service/cpu.stat"
 
 
 async def sampling(bench: Bench) -> Found:

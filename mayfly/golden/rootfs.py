@@ -40,6 +40,12 @@ def copy_files(root: Path, recipe: Recipe, tools: Mapping[str, Path]) -> None:
     (root / "scratch").mkdir()
 
 
+def unit_file(unit: str) -> str:
+    """The file that a unit is in: of an instance, its template's (systemd.unit(5))."""
+    name, at, instance = unit.partition("@")
+    return f"{name}@{Path(instance).suffix}" if at else unit
+
+
 def arrange_units(root: Path, recipe: Recipe) -> None:
     """Enable and mask units by the links that systemctl would make.
 
@@ -54,9 +60,10 @@ def arrange_units(root: Path, recipe: Recipe) -> None:
     wants = units / f"{recipe.default_target}.wants"
     wants.mkdir()
     for unit in recipe.enable:
-        if not (units / unit).is_file():
+        file = unit_file(unit)
+        if not (units / file).is_file():
             raise InfrastructureError(f"the recipe enables {unit}, which it has not")
-        (wants / unit).symlink_to(f"/{UNITS}/{unit}")
+        (wants / unit).symlink_to(f"/{UNITS}/{file}")
     for unit in recipe.mask:
         (units / unit).symlink_to("/dev/null")
 

@@ -9,7 +9,7 @@ root and speaks over virtio-serial: one JSON object a line, at most 64 KiB a lin
 A host may come and go, also in the middle of a line. It sends an empty line first when it connects,
 which ends whatever its predecessor left, and ignores answers whose id it did not send.
 
-    freeze, identity, authorize      how it becomes somebody       identity.py
+    freeze, identity, authorize      how it becomes somebody       identity.py, pair.py
     sample, steps                    what its build uses           sample.py, buildkit.py
     quiesce, make_way, take_scratch  a disk that changes hands     scratch.py
 """
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mayfly.guest import buildkit, scratch
+from mayfly.guest import buildkit, pair, scratch
 from mayfly.guest.framing import serve
 from mayfly.guest.identity import Life, prepare
 from mayfly.guest.kernel import Kernel, real_kernel
@@ -42,7 +42,7 @@ class Agent:
     def __init__(self, kernel: Kernel, root: Path = Path("/")) -> None:
         self._kernel = kernel
         self._root = root
-        self._sampler = Sampler()
+        self._sampler = Sampler(str(pair.group(pair.current(root), root)))
         self._life = Life(kernel, root, self._sampler)
         self._afterwards: Callable[[], None] | None = None
         self._operations: dict[str, Callable[[Message], Message]] = {
@@ -120,7 +120,7 @@ class Agent:
 
         The answer says so once more: it is not to be taken for another's.
         """
-        scratch.put_down(self._kernel.run, number(message, "timeout_s", 1, 60))
+        scratch.put_down(self._kernel.run, number(message, "timeout_s", 1, 60), self._root)
         return {"quiesced": True}
 
     def _make_way(self, message: Message) -> Message:
@@ -138,6 +138,7 @@ class Agent:
         grown to this runner's size after the first login (identity.py)."""
         timeout_s = number(message, "timeout_s", 1, 60)
         timings = scratch.take_up(self._kernel.run, buildkit.serves, timeout_s, self._root)
+        self._sampler.follow(str(pair.group(pair.current(self._root), self._root)))
         self._sampler.rebase()
         return {"taken": True, "timings_s": timings}
 

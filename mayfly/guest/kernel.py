@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mayfly.guest import buildkit, scratch
+from mayfly.guest import buildkit, pair, scratch
 from mayfly.guest.message import Refused
 
 BUILD_HOME = "/home/build"
@@ -30,7 +31,7 @@ SSHD_ENVIRONMENT = {
 }
 # They would answer a clone's new clock, memory and vmgenid, or what their timers missed, just when
 # it should answer its host.
-RESTING = ("systemd-udevd.service", "systemd-journald.service", "buildkitd.service")
+RESTING = ("systemd-udevd.service", "systemd-journald.service", pair.OWN, pair.STANDBY)
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
@@ -129,8 +130,11 @@ def real_kernel() -> Kernel:
 
     def rest(yes: bool) -> None:
         for unit in RESTING:
-            switch = Path("/sys/fs/cgroup/system.slice", unit, "cgroup.freeze")
-            write_file(switch, "1" if yes else "0")
+            try:
+                write_file(pair.group(unit, Path("/")) / "cgroup.freeze", "1" if yes else "0")
+            except OSError as fault:
+                if yes or fault.errno not in (errno.ENOENT, errno.ENODEV):  # else it has ended
+                    raise
 
     def start_sshd() -> Sshd:
         """Returns when it has rehearsed and waits."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-CGROUP = "/sys/fs/cgroup/system.slice/buildkitd.service"
 SCRATCH = "/scratch"
 MAX_FILE_BYTES = 16384
 """More than the kernel prints into any of the files below."""
@@ -22,7 +21,7 @@ class Sampler:
     counters, and `memory_peak_bytes`, begin anew with buildkitd's group when buildkitd does.
     """
 
-    def __init__(self, cgroup: str = CGROUP, proc: str = "/proc", scratch: str = SCRATCH) -> None:
+    def __init__(self, cgroup: str, proc: str = "/proc", scratch: str = SCRATCH) -> None:
         self._cgroup = cgroup
         self._proc = proc
         self._scratch = scratch
@@ -30,6 +29,12 @@ class Sampler:
         self._kills = 0
         self._kills_elsewhere = 0
         self._kills_before = 0
+
+    def follow(self, cgroup: str) -> None:
+        """Take samples of another group from now on: BuildKit's builds are there."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._cgroup, self._open = cgroup, {}
 
     def rebase(self) -> None:
         """Count kills from now on, with every file open: for just before the freeze."""

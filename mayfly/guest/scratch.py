@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-UNIT = "buildkitd.service"
+from mayfly.guest import pair
+
 MOUNT = "/scratch"
 RESET = "/scratch/buildkit"
 """Where BuildKit puts a database aside that it cannot read, to begin an empty one (its
@@ -30,24 +31,24 @@ Run = Callable[[Sequence[str], float], None]
 """Runs a program to its end, within so many seconds; raises OSError when it fails."""
 
 
-def put_down(run: Run, timeout_s: float) -> None:
+def put_down(run: Run, timeout_s: float, root: Path) -> None:
     """Stop BuildKit and unmount the disk, within so many seconds. Raises OSError."""
     until = time.monotonic() + timeout_s
-    run(("systemctl", "stop", UNIT), timeout_s)
+    run(("systemctl", "stop", pair.current(root)), timeout_s)
     os.sync()
     run(("umount", MOUNT), max(1.0, until - time.monotonic()))
 
 
 def make_way(run: Run, thaw: Callable[[], None], timeout_s: float, root: Path) -> dict[str, float]:
-    """Give up what BuildKit, which may be frozen, has on its own disk, and unmount that: another
-    one is to come. Returns what took how many seconds. Raises OSError.
+    """Give up what this machine's own BuildKit, which may be frozen, has on its disk, and unmount
+    that: another one is to come. Returns what took how many seconds. Raises OSError.
 
-    Nothing of it is of use to anybody, and so nothing waits for BuildKit to stop.
+    Nothing of it is of use to anybody: it is killed.
     """
-    took = Took()
-    (root / "sys/fs/cgroup/system.slice" / UNIT / "cgroup.kill").write_text("1")
+    until, took = time.monotonic() + timeout_s, Took()
+    pair.retire(pair.OWN, root)
     thaw()
-    run(("systemctl", "stop", UNIT), timeout_s)
+    pair.gone(pair.OWN, until, root)
     took("stop")
     run(("umount", MOUNT), timeout_s)
     took("unmount")
@@ -55,9 +56,9 @@ def make_way(run: Run, thaw: Callable[[], None], timeout_s: float, root: Path) -
 
 
 def take_up(run: Run, serves: Callable[[], bool], timeout_s: float, root: Path) -> dict[str, float]:
-    """Have BuildKit run on the other disk, where way was made; returns when it serves, with what
-    took how many seconds. Raises OSError, also when BuildKit has begun its records of finished
-    steps anew: nothing there is of use then.
+    """Have the BuildKit on standby run on the other disk, where way was made; returns when it
+    serves, with what took how many seconds. Raises OSError, also when BuildKit has begun its
+    records of finished steps anew: nothing there is of use then.
     """
     until, took = time.monotonic() + timeout_s, Took()
     device = find(until, root)
@@ -65,8 +66,8 @@ def take_up(run: Run, serves: Callable[[], bool], timeout_s: float, root: Path) 
     run(("mount", "-t", "ext4", "-o", "noatime", device, MOUNT), timeout_s)
     took("mount")
     with emulators_off(root):
-        run(("systemctl", "start", UNIT), timeout_s)
-        took("start")
+        pair.wake(until, root)
+        took("wake")
         while not serves():
             if time.monotonic() > until:
                 raise OSError("BuildKit does not come up on it")

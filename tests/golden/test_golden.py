@@ -61,7 +61,7 @@ def test_the_recipe_reads_and_names_only_units_that_it_has() -> None:
     ours = recipe.load()
     assert ours.own_files()[f"{recipe.AGENT_PATH}/__main__.py"] == recipe.GUEST / "__main__.py"
     for unit in ours.enable:
-        assert f"{rootfs.UNITS}/{unit}" in ours.own_files()
+        assert f"{rootfs.UNITS}/{rootfs.unit_file(unit)}" in ours.own_files()
     assert "root=LABEL=root" in ours.cmdline and "mitigations=off" not in ours.cmdline
 
 
@@ -256,9 +256,11 @@ def test_units_are_arranged_as_the_recipe_says(tmp_path: Path) -> None:
     units = tmp_path / rootfs.UNITS
     (units / "getty.target.wants").mkdir(parents=True)
     for unit in ours.enable:
-        (units / unit).write_text("")
+        (units / rootfs.unit_file(unit)).write_text("")
     rootfs.arrange_units(tmp_path, ours)
     wants = {path.name for path in (units / f"{ours.default_target}.wants").iterdir()}
     assert wants == set(ours.enable)
+    own = units / f"{ours.default_target}.wants/buildkitd@own.service"
+    assert own.readlink() == Path(f"/{rootfs.UNITS}/buildkitd@.service")
     assert not (units / "getty.target.wants").exists()
     assert (units / "getty.target").readlink() == Path("/dev/null")

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.guest import buildkit, framing, machine
+from mayfly.guest import buildkit, framing, machine, pair
 from mayfly.guest.agent import Agent
 from mayfly.guest.framing import Lines
-from mayfly.guest.identity import IDENTIFIED, prepare
+from mayfly.guest.identity import IDENTIFIED, STANDBY_S, prepare
 from mayfly.guest.kernel import Kernel, Sshd, says
 from mayfly.guest.message import Refused
 
@@ -101,6 +101,17 @@ def identity(**changed: object) -> dict[str, object]:
     }
 
 
+def on_standby(root: Path) -> None:
+    """A BuildKit that waits for its configuration."""
+    pair.group(pair.STANDBY, root).mkdir(parents=True, exist_ok=True)
+    (root / pair.PIPE).parent.mkdir(parents=True, exist_ok=True)
+    (pair.group(pair.STANDBY, root) / "cgroup.procs").write_text("7\n8\n")
+    for pid, name, where in (("7", "rootlesskit\n", "0"), ("8", "buildkitd\n", "fifo_open")):
+        (root / "proc" / pid / "task" / pid).mkdir(parents=True)
+        (root / "proc" / pid / "comm").write_text(name)
+        (root / "proc" / pid / "task" / pid / "wchan").write_text(where)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("etc", "run/mayfly", "proc/sys/kernel/random", "proc/self"):
@@ -113,6 +124,7 @@ def root(tmp_path: Path) -> Path:
     for block, state in (("memory0", "online\n"), ("memory9", "offline\n")):
         (tmp_path / machine.MEMORY / block).mkdir(parents=True)
         (tmp_path / machine.MEMORY / block / "state").write_text(state)
+    on_standby(tmp_path)
     return tmp_path
 
 
@@ -266,7 +278,7 @@ def test_identity_is_written_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
         "authorized_key": "ssh-ed25519 AAAA lease",
     }
     assert ("keys", keys) in acts.done
-    assert not any("PRIVATE KEY" in file.read_text() for file in own.iterdir())
+    assert not any("PRIVATE KEY" in file.read_text() for file in own.rglob("*") if file.is_file())
     # Nothing is random before the entropy.
     names = acts.names()
     assert names.index("entropy") < names.index("clock") < names.index("keys")
@@ -347,6 +359,7 @@ def test_a_guest_settles_when_somebody_has_logged_in(
         threading.Event().wait(0.01)
     else:
         pytest.fail("it did not settle")
+    assert (pair.group(pair.STANDBY, root) / "cgroup.kill").read_text() == "1"
     assert (root / machine.MEMORY / "auto_online_blocks").read_text() == "online"
     assert (root / machine.MEMORY / "memory9/state").read_text() == "online"
     assert (root / machine.MEMORY / "memory0/state").read_text() == "online\n", "it was there"
@@ -364,7 +377,8 @@ def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     answer = guest.handle(json.dumps(freeze).encode())
     assert answer == {"id": 1, "ok": True, "boot_id": machine.boot_id(root)}
     assert (root / "run/mayfly/registry-ca.pem").read_text() == PEM.format("X")
-    assert acts.names() == ["mount", "sshd", "rest"]
+    assert acts.names() == ["mount", "run", "sshd", "rest"]
+    assert acts.done[1][1] == (("systemctl", "start", pair.STANDBY), STANDBY_S)
     assert (root / machine.MEMORY / "auto_online_blocks").read_text() == "offline"
     guest.handle(json.dumps(identity()).encode())
     assert acts.names().count("sshd") == 1, "the server that waited got the keys"

@@ -94,6 +94,20 @@ def test_kills_of_a_group_that_is_gone_are_not_forgotten(
     assert taken.read()["oom_kill"] == 2
 
 
+def test_another_group_is_followed_from_then_on(group: Path) -> None:
+    taken = sampler(group)
+    taken.rebase()
+    other = group.with_name("other")
+    shutil.copytree(group, other)
+    (other / "memory.events").write_text("oom 0\noom_kill 0\n")
+    (other / "cpu.stat").write_text("usage_usec 5\nuser_usec 4\nsystem_usec 1\n")
+    taken.follow(str(other))
+    taken.rebase()
+    (other / "memory.events").write_text("oom 1\noom_kill 1\n")
+    found = taken.read()
+    assert (found["cpu_us"], found["oom_kill"]) == (5, 1)
+
+
 def test_files_stay_open(group: Path) -> None:
     taken = sampler(group)
     taken.read()
