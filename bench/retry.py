@@ -76,9 +76,8 @@ async def second_runner(bench: Bench) -> Found:
         ),
         notes=(
             f"phases of the second attempt, medians: {phases(steps)}. `quiesce` (the first puts "
-            "its disk down and ends) goes on beside the clone and `way` (the second gives its own "
-            "disk up: `guest.stop`, `guest.unmount`); `scratch` is the disk taken up by the "
-            "second: its parts are `guest.disk`, `guest.mount`, `guest.wake`, `guest.serve`.",
+            "its disk down and ends) goes on beside the clone; `scratch` is the disk taken up by "
+            "the second: its parts are `guest.disk`, `guest.mount`, `guest.wake`, `guest.serve`.",
         ),
     )
 

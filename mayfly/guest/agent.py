@@ -11,7 +11,7 @@ which ends whatever its predecessor left, and ignores answers whose id it did no
 
     freeze, identity, authorize      how it becomes somebody       identity.py, pair.py
     sample, steps                    what its build uses           sample.py, buildkit.py
-    quiesce, make_way, take_scratch  a disk that changes hands     scratch.py
+    quiesce, take_scratch            a disk that changes hands     scratch.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from mayfly.guest import buildkit, pair, scratch
@@ -54,7 +53,6 @@ class Agent:
             "sample": lambda _: {"sample": self._sampler.read()},
             "steps": self._steps,
             "quiesce": self._quiesce,
-            "make_way": self._make_way,
             "take_scratch": self._take_scratch,
             "poweroff": self._poweroff,
         }
@@ -120,24 +118,19 @@ class Agent:
 
         The answer says so once more: it is not to be taken for another's.
         """
-        scratch.put_down(self._kernel.run, number(message, "timeout_s", 1, 60), self._root)
+        scratch.put_down(self._kernel, number(message, "timeout_s", 1, 60), self._root)
         return {"quiesced": True}
 
-    def _make_way(self, message: Message) -> Message:
-        """With all vCPUs of its size, give the runner's own scratch disk up for one to come."""
+    def _take_scratch(self, message: Message) -> Message:
+        """With all vCPUs of its size, have BuildKit go on with the disk that the host has plugged
+        in. Like the first one, it is grown to this runner's size after the first login
+        (identity.py)."""
         timeout_s = number(message, "timeout_s", 1, 60)
         cpus = int(number(message, "cpus", 1, 1024))
         if not self._life.identified:
-            raise Refused("make_way: this guest has no identity")
+            raise Refused("take_scratch: this guest has no identity")
         set_cpus(cpus, self._root / CPUS)
-        thaw = partial(self._kernel.rest, False)
-        return {"timings_s": scratch.make_way(self._kernel.run, thaw, timeout_s, self._root)}
-
-    def _take_scratch(self, message: Message) -> Message:
-        """Have BuildKit go on with the disk that the host has plugged in. Like the first one, it is
-        grown to this runner's size after the first login (identity.py)."""
-        timeout_s = number(message, "timeout_s", 1, 60)
-        timings = scratch.take_up(self._kernel.run, buildkit.serves, timeout_s, self._root)
+        timings = scratch.take_up(self._kernel, buildkit.serves, timeout_s, self._root)
         self._sampler.follow(str(pair.group(pair.current(self._root), self._root)))
         self._sampler.rebase()
         return {"taken": True, "timings_s": timings}

@@ -7,16 +7,17 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mayfly.guest import buildkit, pair, scratch
+from mayfly.guest import buildkit, pair
 from mayfly.guest.message import Refused
 
 BUILD_HOME = "/home/build"
@@ -36,6 +37,7 @@ RESTING = ("systemd-udevd.service", "systemd-journald.service", pair.OWN, pair.S
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
 EXT4_IOC_RESIZE_FS = 0x40086610
+MS_NOATIME = 1024
 MS_BIND = 4096
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 RB_POWER_OFF = 0x4321FEDC
@@ -56,10 +58,13 @@ class Kernel(NamedTuple):
     set_hostname: Callable[[str], None]
     stay_in_memory: Callable[[], None]
     bind_mount: Callable[[Path, Path], None]
+    mount: Callable[[str, str], None]
+    unmount: Callable[[str], None]
+    terminate: Callable[[int], None]
     rest: Callable[[bool], None]
     start_sshd: Callable[[], Sshd]
     resize_filesystem: Callable[[str, int], None]
-    run: scratch.Run
+    run: Callable[[Sequence[str], float], None]
     power_off: Callable[[], None]
 
 
@@ -86,6 +91,25 @@ def says(fd: int, word: bytes, timeout_s: float | None = None) -> bool:
     return line.strip() == word
 
 
+def run(argv: Sequence[str], timeout_s: float) -> None:
+    """Run a program of the system as root. Raises OSError with its last words when it fails."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_s,
+            check=False,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{argv[0]} was not done within {timeout_s:.0f} s") from None
+    if done.returncode != 0:
+        words = done.stdout.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise OSError(f"{' '.join(argv)} failed: {words[0]}")
+
+
 def real_kernel() -> Kernel:
     """The acts themselves. Each raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -108,6 +132,13 @@ def real_kernel() -> Kernel:
 
     def bind_mount(source: Path, target: Path) -> None:
         checked(libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND, None))
+
+    def mount(device: str, target: str) -> None:
+        names = [os.fsencode(name) for name in (device, target, "ext4")]
+        checked(libc.mount(*names, MS_NOATIME, None))
+
+    def unmount(target: str) -> None:
+        checked(libc.umount2(os.fsencode(target), 0))
 
     def stay_in_memory() -> None:
         """What runs once is not given up again: a guest that thrashes is to be looked at."""
@@ -161,9 +192,12 @@ def real_kernel() -> Kernel:
         set_hostname=socket.sethostname,
         stay_in_memory=stay_in_memory,
         bind_mount=bind_mount,
+        mount=mount,
+        unmount=unmount,
+        terminate=lambda pid: os.kill(pid, signal.SIGTERM),
         rest=rest,
         resize_filesystem=resize_filesystem,
-        run=scratch.run,
+        run=run,
         power_off=power_off,
         start_sshd=start_sshd,
     )

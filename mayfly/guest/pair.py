@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 OWN = "buildkitd@own.service"
@@ -37,7 +38,26 @@ def group(unit: str, root: Path) -> Path:
     return root / GROUPS / unit
 
 
-def retire(unit: str, root: Path) -> None:
+def stop(unit: str, terminate: Callable[[int], None], until: float, root: Path) -> None:
+    """Have a unit's BuildKit put down what it has on its disk, and end all else of that unit.
+
+    `terminate` asks a process to end. Raises OSError when there is no BuildKit, which may have left
+    anything there, and when it has not ended at the monotonic time `until`.
+    """
+    servers = _servers(unit, root)
+    if not servers:
+        raise OSError(f"{unit} does not run")
+    _retired(unit, root).touch()
+    for pid in servers:
+        terminate(pid)
+    while any((root / "proc" / str(pid)).exists() for pid in servers):
+        _pause(until, f"{unit} does not stop")
+    kill(unit, root)
+    while _processes(unit, root):
+        _pause(until, f"{unit} does not end")
+
+
+def kill(unit: str, root: Path) -> None:
     """Kill all of a unit for good; nothing where it has ended. Raises OSError."""
     _retired(unit, root).touch()
     with contextlib.suppress(FileNotFoundError):
@@ -45,24 +65,8 @@ def retire(unit: str, root: Path) -> None:
 
 
 def leave_one(root: Path) -> None:
-    """Kill the BuildKit on standby where it was not needed. Raises OSError."""
-    if current(root) == OWN:
-        retire(STANDBY, root)
-
-
-def gone(unit: str, until: float, root: Path) -> None:
-    """Return when nothing of a unit runs. Raises OSError at the monotonic time `until`."""
-    processes = group(unit, root) / "cgroup.procs"
-    while True:
-        try:
-            left = processes.read_text()
-        except OSError:  # ENODEV, ENOENT: systemd has removed the group
-            return
-        if not left:
-            return
-        if time.monotonic() > until:
-            raise OSError(f"{unit} does not end")
-        time.sleep(POLL_S)
+    """Kill the BuildKit that does not build here. Raises OSError."""
+    kill(STANDBY if current(root) == OWN else OWN, root)
 
 
 def waiting(until: float, root: Path) -> None:
@@ -70,33 +74,31 @@ def waiting(until: float, root: Path) -> None:
     not at the monotonic time `until`.
     """
     while not _waits(root):
-        if time.monotonic() > until:
-            raise OSError(f"{STANDBY} does not come to its configuration")
-        time.sleep(10 * POLL_S)
+        _pause(until, f"{STANDBY} does not come to its configuration")
 
 
 def _waits(root: Path) -> bool:
     with contextlib.suppress(OSError):
-        for pid in (group(STANDBY, root) / "cgroup.procs").read_text().split():
-            process = root / "proc" / pid
-            if (process / "comm").read_text() == PROGRAM:
-                return any(file.read_text() in OPENING for file in process.glob("task/*/wchan"))
+        for pid in _servers(STANDBY, root):
+            threads = (root / "proc" / str(pid)).glob("task/*/wchan")
+            return any(thread.read_text() in OPENING for thread in threads)
     return False
 
 
-def wake(until: float, root: Path) -> None:
-    """Tell the BuildKit on standby its configuration; should systemd start it again, it reads the
-    same there. Raises OSError when it reads nothing until the monotonic time `until`.
+def swap(until: float, root: Path) -> None:
+    """Have the BuildKit on standby be the one that builds: tell it its configuration. Should
+    systemd start it again, it reads the same there. Raises OSError when it reads nothing until the
+    monotonic time `until`.
     """
+    _retired(OWN, root).touch()
+    (group(STANDBY, root) / "cgroup.freeze").write_text("0")
     pipe, config = root / PIPE, root / CONFIG
     while True:
         try:
             fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             break
         except OSError:  # ENXIO: nobody reads
-            if time.monotonic() > until:
-                raise OSError("there is no BuildKit on standby") from None
-            time.sleep(POLL_S)
+            _pause(until, "there is no BuildKit on standby")
     with os.fdopen(fd, "wb") as told:
         told.write(config.read_bytes())
     link = pipe.with_suffix(".new")
@@ -106,3 +108,27 @@ def wake(until: float, root: Path) -> None:
 
 def _retired(unit: str, root: Path) -> Path:
     return root / RETIRED.format(unit.partition("@")[2].removesuffix(".service"))
+
+
+def _processes(unit: str, root: Path) -> list[int]:
+    """What runs in a unit; nothing where systemd has removed its group (ENOENT, ENODEV)."""
+    try:
+        return [int(pid) for pid in (group(unit, root) / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def _servers(unit: str, root: Path) -> list[int]:
+    """The processes of a unit that are buildkitd; the others started it, or a build's steps."""
+    found = []
+    for pid in _processes(unit, root):
+        with contextlib.suppress(OSError):
+            if (root / "proc" / str(pid) / "comm").read_text() == PROGRAM:
+                found.append(pid)
+    return found
+
+
+def _pause(until: float, what: str) -> None:
+    if time.monotonic() > until:
+        raise OSError(what)
+    time.sleep(POLL_S)

@@ -7,13 +7,13 @@ goes on where this one was stopped.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mayfly.guest import pair
+from mayfly.guest.kernel import Kernel
 
 MOUNT = "/scratch"
 RESET = "/scratch/buildkit"
@@ -27,46 +27,31 @@ binfmt-misc): 0 lets all of them rest, 1 brings them back."""
 SERIAL = "scratch2"
 """What the host calls a disk that was another runner's (virtio: 20 characters at most)."""
 
-Run = Callable[[Sequence[str], float], None]
-"""Runs a program to its end, within so many seconds; raises OSError when it fails."""
 
-
-def put_down(run: Run, timeout_s: float, root: Path) -> None:
+def put_down(kernel: Kernel, timeout_s: float, root: Path) -> None:
     """Stop BuildKit and unmount the disk, within so many seconds. Raises OSError."""
-    until = time.monotonic() + timeout_s
-    run(("systemctl", "stop", pair.current(root)), timeout_s)
+    pair.stop(pair.current(root), kernel.terminate, time.monotonic() + timeout_s, root)
     os.sync()
-    run(("umount", MOUNT), max(1.0, until - time.monotonic()))
+    kernel.unmount(MOUNT)
 
 
-def make_way(run: Run, thaw: Callable[[], None], timeout_s: float, root: Path) -> dict[str, float]:
-    """Give up what this machine's own BuildKit, which may be frozen, has on its disk, and unmount
-    that: another one is to come. Returns what took how many seconds. Raises OSError.
+def take_up(
+    kernel: Kernel, serves: Callable[[], bool], timeout_s: float, root: Path
+) -> dict[str, float]:
+    """Have the BuildKit on standby run on the other disk; returns when it serves, with what took
+    how many seconds. Raises OSError, also when BuildKit has begun its records of finished steps
+    anew: nothing there is of use then.
 
-    Nothing of it is of use to anybody: it is killed.
-    """
-    until, took = time.monotonic() + timeout_s, Took()
-    pair.retire(pair.OWN, root)
-    thaw()
-    pair.gone(pair.OWN, until, root)
-    took("stop")
-    run(("umount", MOUNT), timeout_s)
-    took("unmount")
-    return took.seconds
-
-
-def take_up(run: Run, serves: Callable[[], bool], timeout_s: float, root: Path) -> dict[str, float]:
-    """Have the BuildKit on standby run on the other disk, where way was made; returns when it
-    serves, with what took how many seconds. Raises OSError, also when BuildKit has begun its
-    records of finished steps anew: nothing there is of use then.
+    The disk is mounted over this machine's own, for which nobody has any use. Its BuildKit is
+    frozen, and stays so.
     """
     until, took = time.monotonic() + timeout_s, Took()
     device = find(until, root)
     took("disk")
-    run(("mount", "-t", "ext4", "-o", "noatime", device, MOUNT), timeout_s)
+    kernel.mount(device, MOUNT)
     took("mount")
     with emulators_off(root):
-        pair.wake(until, root)
+        pair.swap(until, root)
         took("wake")
         while not serves():
             if time.monotonic() > until:
@@ -120,22 +105,3 @@ def find(until: float, root: Path) -> str:
         if time.monotonic() > until:
             raise OSError("the disk does not come")
         time.sleep(0.02)
-
-
-def run(argv: Sequence[str], timeout_s: float) -> None:
-    """Run a program of the system as root. Raises OSError with its last words when it fails."""
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=timeout_s,
-            check=False,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        )
-    except subprocess.TimeoutExpired:
-        raise OSError(f"{argv[0]} was not done within {timeout_s:.0f} s") from None
-    if done.returncode != 0:
-        words = done.stdout.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        raise OSError(f"{' '.join(argv)} failed: {words[0]}")

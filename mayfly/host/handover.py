@@ -46,38 +46,35 @@ async def go_on(
     clone: Callable[[], Awaitable[Record]],
     unmake: Callable[[Record], Awaitable[None]],
     let_go: Callable[[], Awaitable[None]],
-    make_way: Callable[[], Awaitable[dict[str, float]]],
     take_up: Callable[[], Awaitable[dict[str, float]]],
 ) -> Record:
-    """A clone that has the disk which another lets go. It is made, and gives its own disk up
-    (`make_way`), while that one stops.
+    """A clone that has the disk which another lets go. It is made while that one stops.
 
-    Where the disk cannot be had, or may be damaged (`InfrastructureError` of `let_go`, `make_way`
-    and `take_up`), it is a clone like any other, and its record says why (`cold`).
+    Where the disk cannot be had, or may be damaged (`InfrastructureError` of `let_go` and
+    `take_up`), it is a clone like any other, and its record says why (`cold`).
     """
     letting_go = asyncio.create_task(_timed(let_go))
-    times: dict[str, float] = {}
     try:
         made = await clone()
-        as_new = letting_go.done() and letting_go.exception() is not None
         try:
-            if not as_new:
-                times |= await make_way()
-            times["quiesce"] = await letting_go
+            times = {"quiesce": await letting_go}
+        except InfrastructureError as error:
+            return _cold(made, error)
+        try:
             times |= await take_up()
         except InfrastructureError as error:
-            await asyncio.wait({letting_go})
-            why = str(letting_go.exception() or error)
-            log.warning("scratch disk not kept", runner=made.name, error=why)
-            if not as_new:
-                await unmake(made)
-                made = await clone()
-            return replace(made, cold=why)
+            await unmake(made)
+            return _cold(await clone(), error)
     finally:
         letting_go.cancel()
         await asyncio.gather(letting_go, return_exceptions=True)
     log.info("goes on", runner=made.name, **times)
     return replace(made, timings_s={**made.timings_s, **times})
+
+
+def _cold(made: Record, why: InfrastructureError) -> Record:
+    log.warning("scratch disk not kept", runner=made.name, error=str(why))
+    return replace(made, cold=str(why))
 
 
 async def _timed(work: Callable[[], Awaitable[None]]) -> float:
@@ -126,29 +123,18 @@ def move(theirs: Path, disk: Path, uid: int) -> None:
         raise InfrastructureError(f"its disk cannot be moved: {error.strerror}") from None
 
 
-async def make_way(own: Path, spec: RunnerSpec) -> dict[str, float]:
-    """Have a clone that nobody has used give up its own scratch disk; returns what took how many
-    seconds.
+async def take_up(own: Path, template: Template, disk: Path, spec: RunnerSpec) -> dict[str, float]:
+    """Have a clone that nobody has used go on with that disk; returns what took how many seconds.
 
-    `own` is its QEMU's folder. Raises `InfrastructureError`: it has no BuildKit then.
-    """
-    started = time.monotonic()
-    async with agent(own / "agent.sock") as guest:
-        asked = {"timeout_s": TAKE_S, "cpus": spec.size.cpus}
-        answer = await guest.call("make_way", asked, timeout_s=TAKE_S + 5)
-    return {"way": round(time.monotonic() - started, 4), **guest_timings(answer)}
-
-
-async def take_up(own: Path, template: Template, disk: Path) -> dict[str, float]:
-    """Have a runner that has made way go on with that disk; returns what took how many seconds.
-
-    `own` is its QEMU's folder. Raises `InfrastructureError` when the disk is not taken up.
+    `own` is its QEMU's folder. Raises `InfrastructureError` when the disk is not taken up: the
+    clone has no BuildKit then.
     """
     started, frozen = time.monotonic(), template.disks
     async with monitor(own / "qmp.sock") as qemu:
         await qemu.plug_disk(disk, frozen.scratch, frozen.scratch_format)
+    asked = {"timeout_s": TAKE_S, "cpus": spec.size.cpus}
     async with agent(own / "agent.sock") as guest:
-        answer = await guest.call("take_scratch", {"timeout_s": TAKE_S}, timeout_s=TAKE_S + 5)
+        answer = await guest.call("take_scratch", asked, timeout_s=TAKE_S + 5)
     if answer.get("taken") is not True:
         raise InfrastructureError("the guest did not take the disk up")
     whole = round(time.monotonic() - started, 4)

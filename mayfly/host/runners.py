@@ -303,8 +303,7 @@ class Runners:
             clone=lambda: self._clone(record, spec, template),
             unmake=lambda made: self._unmake(record.name, made),
             let_go=lambda: self._let_go(spec, template, disk, record.uid),
-            make_way=lambda: handover.make_way(own, spec),
-            take_up=lambda: handover.take_up(own, template, disk),
+            take_up=lambda: handover.take_up(own, template, disk, spec),
         )
 
     async def _let_go(self, spec: RunnerSpec, template: Template, disk: Path, uid: int) -> None:

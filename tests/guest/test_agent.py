@@ -52,7 +52,10 @@ class Acts:
             set_clock_ns=note("clock"),
             set_hostname=note("hostname"),
             stay_in_memory=note("stay"),
-            bind_mount=note("mount"),
+            bind_mount=note("bind"),
+            mount=note("mount"),
+            unmount=note("unmount"),
+            terminate=note("terminate"),
             rest=note("rest"),
             start_sshd=self.start_sshd,
             resize_filesystem=note("resize"),
@@ -101,11 +104,10 @@ def identity(**changed: object) -> dict[str, object]:
     }
 
 
-def on_standby(root: Path) -> None:
-    """A BuildKit that waits for its configuration."""
-    pair.group(pair.STANDBY, root).mkdir(parents=True, exist_ok=True)
-    (root / pair.PIPE).parent.mkdir(parents=True, exist_ok=True)
-    (pair.group(pair.STANDBY, root) / "cgroup.procs").write_text("7\n8\n")
+def buildkitd(root: Path, unit: str) -> None:
+    """A BuildKit of that unit, as process 8; it waits for its configuration."""
+    pair.group(unit, root).mkdir(parents=True, exist_ok=True)
+    (pair.group(unit, root) / "cgroup.procs").write_text("7\n8\n")
     for pid, name, where in (("7", "rootlesskit\n", "0"), ("8", "buildkitd\n", "fifo_open")):
         (root / "proc" / pid / "task" / pid).mkdir(parents=True)
         (root / "proc" / pid / "comm").write_text(name)
@@ -124,7 +126,8 @@ def root(tmp_path: Path) -> Path:
     for block, state in (("memory0", "online\n"), ("memory9", "offline\n")):
         (tmp_path / machine.MEMORY / block).mkdir(parents=True)
         (tmp_path / machine.MEMORY / block / "state").write_text(state)
-    on_standby(tmp_path)
+    buildkitd(tmp_path, pair.STANDBY)
+    (tmp_path / pair.PIPE).parent.mkdir()
     return tmp_path
 
 
@@ -303,7 +306,7 @@ def test_prepare_twice_mounts_once(root: Path) -> None:
     acts = Acts()
     prepare(root, acts.kernel())
     prepare(root, acts.kernel())
-    assert acts.names() == ["mount"]
+    assert acts.names() == ["bind"]
 
 
 @pytest.mark.parametrize(
@@ -377,7 +380,7 @@ def test_a_frozen_guest_knows_its_registry_and_nothing_of_its_own(
     answer = guest.handle(json.dumps(freeze).encode())
     assert answer == {"id": 1, "ok": True, "boot_id": machine.boot_id(root)}
     assert (root / "run/mayfly/registry-ca.pem").read_text() == PEM.format("X")
-    assert acts.names() == ["mount", "run", "sshd", "rest"]
+    assert acts.names() == ["bind", "run", "sshd", "rest"]
     assert acts.done[1][1] == (("systemctl", "start", pair.STANDBY), STANDBY_S)
     assert (root / machine.MEMORY / "auto_online_blocks").read_text() == "offline"
     guest.handle(json.dumps(identity()).encode())

@@ -364,25 +364,15 @@ async def first(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gu
 
 
 def takes(
-    here: Here,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    way: Exception | None = None,
-    disk: Exception | None = None,
+    here: Here, monkeypatch: pytest.MonkeyPatch, fault: InfrastructureError | None = None
 ) -> None:
-    """The guest of the next runner makes way and takes the disk up, or fails to."""
-
-    async def make(*_: object) -> dict[str, float]:
-        if way:
-            raise way
-        return {"way": 0.5}
+    """The guest of the next runner takes the disk up, or fails to."""
 
     async def take(*_: object) -> dict[str, float]:
-        if disk:
-            raise disk
+        if fault:
+            raise fault
         return {"scratch": 1.5}
 
-    monkeypatch.setattr(handover, "make_way", make)
     monkeypatch.setattr(handover, "take_up", take)
 
 
@@ -395,7 +385,7 @@ async def test_the_next_runner_has_the_disk_of_the_one_before(
     guest = first({"quiesced": True})
     takes(here, monkeypatch)
     made = await here.create(NEXT, TEMPLATE)
-    assert (made.cold, made.timings_s["way"], made.timings_s["scratch"]) == ("", 0.5, 1.5)
+    assert (made.cold, made.timings_s["scratch"]) == ("", 1.5)
     assert made.timings_s["quiesce"] >= 0
     assert guest.asked == ["quiesce"]
     assert here.ended == [here.process]  # type: ignore[attr-defined]
@@ -454,13 +444,11 @@ async def test_a_runner_that_has_ended_leaves_no_disk(here: Here) -> None:
     assert made.ready and made.cold == "runner a-1 had ended"
 
 
-@pytest.mark.parametrize("step", ["way", "disk"])
 async def test_what_does_not_take_the_disk_up_is_made_anew_without(
-    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch, step: str
+    here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first({"quiesced": True})
-    fault = InfrastructureError("BuildKit does not come up on it")
-    takes(here, monkeypatch, **{step: fault})
+    takes(here, monkeypatch, InfrastructureError("BuildKit does not come up on it"))
     unmade = list[str]()
 
     async def note(runner: str) -> None:
@@ -475,31 +463,27 @@ async def test_what_does_not_take_the_disk_up_is_made_anew_without(
     assert read_record(here._directory("a-2")) == here._records["a-2"]
 
 
-async def test_a_clone_that_made_way_for_a_disk_that_never_came_is_made_anew(
+async def test_a_clone_whose_disk_never_comes_is_used_as_it_is(
     here: Here, first: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first({})
     takes(here, monkeypatch)
-    made_way, refused, unmade = asyncio.Event(), asyncio.Event(), list[str]()
+    cloned, unmade = asyncio.Event(), list[str]()
 
-    async def quiesce(*_: object) -> None:
-        await made_way.wait()
-        refused.set()
+    async def makes(_: Record) -> None:
+        cloned.set()
+
+    async def let_go(*_: object) -> None:
+        await cloned.wait()
         raise InfrastructureError("a process holds it")
-
-    async def make(*_: object) -> dict[str, float]:
-        made_way.set()
-        return {}
 
     async def note(runner: str) -> None:
         unmade.append(runner)
 
-    monkeypatch.setattr(handover, "let_go", quiesce)
-    monkeypatch.setattr(handover, "make_way", make)
-    here.unmakes = note
+    monkeypatch.setattr(handover, "let_go", let_go)
+    here.makes, here.unmakes = makes, note
     made = await here.create(NEXT, TEMPLATE)
-    assert refused.is_set() and made.ready and made.cold == "a process holds it"
-    assert unmade == ["a-2"], "it has no BuildKit any more"
+    assert made.ready and made.cold == "a process holds it" and unmade == []
 
 
 async def test_a_runner_that_is_not_made_leaves_the_one_before_to_whoever_tries_again(
