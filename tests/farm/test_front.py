@@ -42,6 +42,7 @@ def test_doctor_finds_a_running_farm_well_and_says_how_fast_it_is(
     assert found["template"]["state"] == "ok"
 
 
+@pytest.mark.long
 def test_two_images_from_one_definition_cold_and_from_cache_and_the_page_that_shows_it(
     farm: Farm, python_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

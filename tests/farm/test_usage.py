@@ -35,7 +35,9 @@ def test_137_by_hand_is_no_oom(farm: Farm, context: Context) -> None:
     assert row["attempts"][0]["oom_kills"] == 0
 
 
-@pytest.mark.parametrize("code", [0, 1, 101])
+@pytest.mark.parametrize(
+    "code", [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 101]
+)
 def test_a_child_that_was_killed_is_seen_whatever_the_step_says(
     farm: Farm, context: Context, code: int
 ) -> None:
