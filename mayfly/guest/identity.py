@@ -37,8 +37,8 @@ OWN = "run/mayfly"
 IDENTIFIED = f"{OWN}/identified"
 
 STANDBY_S = 30
-"""Seconds for systemd to start the BuildKit on standby, and for that to wait (measured under TCG:
-MEASURE)."""
+"""Seconds for systemd to start the BuildKit on standby, and as many for that to come to where it
+waits."""
 
 
 class Identity(NamedTuple):
