@@ -31,37 +31,41 @@ BUILDKIT = "/sys/fs/cgroup/system.slice/buildkitd@own.service/cpu.stat"
 
 async def sampling(bench: Bench) -> Found:
     """CPU time of the agent's control group, against that of the build's, over 30 s."""
-    size = bench.default
-    rounds = bench.times(ROUNDS)
-    show(f"{rounds} builds that compute on all CPUs of {size.name}, and their agent")
-    shares, each = [], list[float]()
-    for number in range(rounds):
-        async with runner(bench.config, size) as there:
-            agent_s, build_s, samples = await looked(bench, there, burner(bench, size, number))
-        if build_s < 0.5 * LOOK_S * size.cpus:
-            raise InfrastructureError(f"the build computed for {build_s:.0f} s only")
-        shares.append(agent_s / build_s)
-        each.append(agent_s / max(1, samples))
-    return Found(
-        lines=(
+    lines, each = [], list[float]()
+    for size in (bench.default, bench.smallest):
+        rounds = bench.times(ROUNDS)
+        show(f"{rounds} builds that compute on all CPUs of {size.name}, and their agent")
+        shares = []
+        for number in range(rounds):
+            async with runner(bench.config, size) as there:
+                context = burner(bench, size, number)
+                agent_s, build_s, samples = await looked(bench, there, context)
+            if build_s < 0.5 * LOOK_S * size.cpus:
+                raise InfrastructureError(f"the build computed for {build_s:.0f} s only")
+            shares.append(agent_s / build_s)
+            each.append(agent_s / max(1, samples))
+        lines.append(
             Line(
                 f"overhead of sampling on a CPU-bound build ({size}): CPU time of the guest's "
                 "agent by that of the build",
                 f"<= {MOST_SHARE:.0%}",
                 f"p50 {median(shares):.2%}, at most {max(shares):.2%} (n={len(shares)})",
                 max(shares) <= MOST_SHARE,
-            ),
-        ),
+            )
+        )
+    return Found(
+        lines=tuple(lines),
         notes=(
             f"over {LOOK_S:.0f} s of a build with a busy loop for each vCPU, from `cpu.stat` of "
-            f"both control groups; one sample took the guest {of(each)}.",
+            f"both control groups; one sample took the guest {of(each)}. A guest that computes on "
+            "every core of this machine is also charged for what the machine takes from it.",
         ),
     )
 
 
 def burner(bench: Bench, size: Size, number: int) -> Path:
     """A context whose one RUN burns all CPUs for longer than is looked at."""
-    folder = bench.scratch / f"sampling-{number}"
+    folder = bench.scratch / f"sampling-{size.name}-{number}"
     folder.mkdir()
     loop = f"timeout {SETTLE_S + LOOK_S + 10:.0f} sh -c 'while :; do :; done' &"
     (folder / "Dockerfile").write_text(
