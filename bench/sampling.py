@@ -25,12 +25,22 @@ SETTLE_S = 12.0
 
 LOOK_S = 30.0
 MOST_SHARE = 0.01
-AGENT = "/sys/fs/cgroup/system.slice/mayfly-agent.service/cpu.stat"
+AGENT = "/sys/fs/cgroup/system.slice/mayfly-agent.service/cgroup.procs"
 BUILDKIT = "/sys/fs/cgroup/system.slice/buildkitd@own.service/cpu.stat"
+COUNT = f"""
+cat {BUILDKIT}
+for pid in $(cat {AGENT}); do
+    read name </proc/$pid/comm
+    [ "$name" != python3 ] || cat /proc/$pid/task/*/schedstat
+done
+"""
+"""What the build has used; and the agent's threads, each: nanoseconds on a CPU, first on its line
+(the kernel's Documentation/scheduler/sched-stats.rst). The SSH server, in the agent's control group
+too, works for the build, and for whoever asks this."""
 
 
 async def sampling(bench: Bench) -> Found:
-    """CPU time of the agent's control group, against that of the build's, over 30 s."""
+    """CPU time of the agent, against that of the build's control group, over 30 s."""
     lines, each = [], list[float]()
     for size in (bench.default, bench.smallest):
         rounds = bench.times(ROUNDS)
@@ -56,9 +66,10 @@ async def sampling(bench: Bench) -> Found:
     return Found(
         lines=tuple(lines),
         notes=(
-            f"over {LOOK_S:.0f} s of a build with a busy loop for each vCPU, from `cpu.stat` of "
-            f"both control groups; one sample took the guest {of(each)}. A guest that computes on "
-            "every core of this machine is also charged for what the machine takes from it.",
+            f"over {LOOK_S:.0f} s of a build with a busy loop for each vCPU, from `schedstat` of "
+            "the agent's threads and `cpu.stat` of the build's control group; one sample took the "
+            f"guest {of(each)}. A guest that computes on every core of this machine is also "
+            "charged for what the machine takes from it.",
         ),
     )
 
@@ -103,7 +114,7 @@ async def samples(bench: Bench, there: Runner) -> int:
 
 
 async def counters(bench: Bench, there: Runner) -> tuple[float, float]:
-    """CPU seconds of the agent's and of BuildKit's control group until now."""
+    """CPU seconds of the agent, and of BuildKit's control group, until now."""
     lease = there.lease
     known: tuple[list[asyncssh.SSHKey], list[str], list[str]]
     known = ([asyncssh.import_public_key(lease.relay.host_key)], [], [])
@@ -116,8 +127,9 @@ async def counters(bench: Bench, there: Runner) -> tuple[float, float]:
         client_keys=[lease.key],
         known_hosts=known,
     ) as connection:
-        told = str((await connection.run(f"cat {AGENT} {BUILDKIT}", check=True)).stdout)
-    found = re.findall(r"^usage_usec (\d+)$", told, re.MULTILINE)
-    if len(found) != 2:
+        told = str((await connection.run(COUNT, check=True)).stdout)
+    build = re.search(r"^usage_usec (\d+)$", told, re.MULTILINE)
+    threads = re.findall(r"^(\d+) \d+ \d+$", told, re.MULTILINE)
+    if build is None or not threads:
         raise InfrastructureError("the guest does not tell its CPU times")
-    return int(found[0]) / 1e6, int(found[1]) / 1e6
+    return sum(map(int, threads)) / 1e9, int(build[1]) / 1e6
