@@ -180,12 +180,12 @@ class Life:
         deadline.start()
 
         steps: tuple[Callable[[], None], ...] = (
-            lambda: pair.leave_one(self._root),
             lambda: self._kernel.rest(False),
             lambda: write_file(self._root / "proc/self/oom_score_adj", "-1000"),
             lambda: machine.set_cpus(identity.cpus, self._root / machine.CPUS),
             lambda: machine.take_memory(self._root),
             lambda: self._kernel.resize_filesystem(SCRATCH, identity.disk_bytes),
+            lambda: pair.leave_one(self._root),
         )
 
         def grow() -> None:

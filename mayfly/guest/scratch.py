@@ -42,8 +42,8 @@ def take_up(
     how many seconds. Raises OSError, also when BuildKit has begun its records of finished steps
     anew: nothing there is of use then.
 
-    The disk is mounted over this machine's own, for which nobody has any use. Its BuildKit is
-    frozen, and stays so.
+    The disk is mounted over this machine's own, for which nobody has any use. Its BuildKit is left
+    frozen until the first login, and ends then (identity.py).
     """
     until, took = time.monotonic() + timeout_s, Took()
     device = find(until, root)
