@@ -22,6 +22,7 @@ _TRUE = frozenset({"1", "t", "true", "y", "yes", "on"})
 _FALSE = frozenset({"0", "f", "false", "n", "no", "off"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _COMMA = re.compile(r"(?<!\\),")
+_SECRET_FIELDS = frozenset({"id", "type", "src", "source", "env"})
 _LOGIN_FIELDS = frozenset({"registry", "username", "password"})
 _LOGIN_EXTRA = frozenset({"email", "mirrors"})
 MOST = 100
@@ -256,11 +257,20 @@ def _entry(value: Any) -> str:
 def _secrets(text: str) -> tuple[tuple[str, str | None], ...]:
     """Ids and values of a map; of buildx's own form the text, without a value."""
     parsed = _json(text)
-    parts = parsed if isinstance(parsed, list) else [parsed]
-    if parsed is not None and all(isinstance(part, dict) and "id" not in part for part in parts):
-        pairs = [(_key(name), _scalar(value)) for part in parts for name, value in part.items()]
-        return _bounded(tuple(pairs))
-    return tuple((entry, None) for entry in _entries(text, "id"))
+    if parsed is None:
+        return tuple((entry, None) for entry in _entries(text, "id"))
+    found: list[tuple[str, str | None]] = []
+    for part in parsed if isinstance(parsed, list) else [parsed]:
+        if isinstance(part, dict) and not _tells_where(part):
+            found += [(_key(name), _scalar(value)) for name, value in part.items()]
+        else:
+            found.append((_entry(part), None))
+    return _bounded(tuple(found))
+
+
+def _tells_where(part: Mapping[str, Any]) -> bool:
+    """Whether a map is a secret in buildx's own form; else its values may be secrets themselves."""
+    return "id" in part and len(part) > 1 and _SECRET_FIELDS.issuperset(part)
 
 
 def _logins(text: str) -> tuple[Login, ...]:

@@ -65,23 +65,26 @@ GOOD: Mapping[str, st.SearchStrategy[tuple[str, Any]]] = {
         lambda text: (text, tuple(text.split(",")))
     ),
     "build_args": st.dictionaries(name, value, min_size=1, max_size=3).flatmap(pairs),
-    "secrets": st.dictionaries(word, st.text("hush-123", min_size=3, max_size=9), min_size=1,
-                               max_size=2).map(lambda d: (json.dumps(d), tuple(d.items()))),
+    "secrets": st.dictionaries(
+        word | st.just("id"), st.text("hush-123", min_size=3, max_size=9), min_size=1, max_size=2
+    ).map(lambda d: (json.dumps(d), tuple(d.items()))),
     "supersede": st.booleans().map(lambda on: (str(on).lower(), on)),
     "size": word.map(lambda text: (text, text)),
-}  # fmt: skip
+}
 
 
 @st.composite
 def sets(draw: Callable[..., Any]) -> tuple[dict[str, str], dict[str, Any], set[str]]:
     """Variables, what the good ones mean, and the settings that hold junk."""
     environ, means = {}, {}
-    for setting in draw(st.sets(st.sampled_from(sorted(GOOD)), max_size=6)):
+    # Sorted: the order of a set differs from run to run, and with it what is drawn.
+    for setting in sorted(draw(st.sets(st.sampled_from(sorted(GOOD)), max_size=6))):
         text, meaning = draw(GOOD[setting])
         alias = draw(st.sampled_from(TABLE[setting].names))
         environ[f"PLUGIN_{alias.upper()}"], means[setting] = text, meaning
     rest = sorted(set(BY_NAME) - {n for setting in means for n in TABLE[setting].names})
     strange = draw(st.sets(st.sampled_from(rest) | word, max_size=4)) if draw(st.booleans()) else ()
+    strange = sorted(strange)
     for other in strange:
         environ[f"PLUGIN_{other.upper()}"] = draw(junk)
     return environ, means, {BY_NAME[n].name if n in BY_NAME else n for n in strange}

@@ -61,6 +61,12 @@ def test_secrets_are_values_or_where_they_are() -> None:
         ("id=b,env=B", None),
     )
     assert of(secrets='[{"id":"a","src":"f"}]').pairs("secrets") == (("id=a,src=f", None),)
+    assert of(secrets='["id=a", {"npm":"hush"}]').pairs("secrets") == (
+        ("id=a", None),
+        ("npm", "hush"),
+    )
+    for values in ({"id": "hush"}, {"id": "hush", "token": "hush-too"}):  # no place of a secret
+        assert of(secrets=json.dumps(values)).pairs("secrets") == tuple(values.items())
 
 
 def test_logins_of_several_registries() -> None:
