@@ -30,12 +30,17 @@ from mayfly.model import GIB, MIB
 from mayfly.pid import ProcessId
 from mayfly.vm.provider import Progress
 
-BOOT_TIMEOUT_S = 300
-"""A cold boot takes about 20 s under TCG on two idle cores; a loaded machine takes far longer."""
+BOOT_TIMEOUT_S = 100
+"""A cold boot takes about 20 s under TCG on two idle cores, and 50 on busy ones. One that hung, as
+a guest's kernel may whose timer under TCG stays away, is not worth more; each later attempt has
+this much more than the one before, for a machine that is slower than all we saw."""
 
 ATTEMPTS = 3
 """About one cold boot in eight ends QEMU 10.0.2 under TCG with several vCPUs, while the guest's
 kernel places PCI BARs (`iotlb_to_section: Assertion`); clones never place any."""
+
+AFTER_BOOT_S = 500
+"""BuildKit has 150 s of it to answer, freezing 120; saving the rest, and no limit of its own."""
 
 SEALED = ("ram", "state", "root.qcow2", "scratch.raw")
 """The files of a template that its clones read."""
@@ -45,10 +50,6 @@ FULL_BYTES = 16 * MIB
 
 FORMAT = 2
 """Part of every key: raise it when what a template holds changes by the code alone."""
-
-
-class QemuDied(InfrastructureError):
-    """QEMU ended while the template booted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,14 +212,15 @@ async def _make_whole(
     """Make and seal a template beside its place and move it there. Raises as `ensure` does."""
     partial = template.path.with_name(f".{template.key}.partial")
     try:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            boot_s = attempt * BOOT_TIMEOUT_S
             try:
-                await _make(config, replace(template, path=partial), image, progress)
+                await _make(config, replace(template, path=partial), image, progress, boot_s)
                 break
-            except QemuDied as error:
-                if attempt == ATTEMPTS - 1 or _full(partial):
+            except InfrastructureError as error:
+                if attempt == ATTEMPTS or _full(partial):
                     raise
                 progress(f"{error}; trying again")
         (partial / "template.json").write_text(json.dumps(asdict(template.shape), indent=1))
@@ -265,9 +267,9 @@ def _template(config: Config, wanted: Shape, image: golden.Golden) -> Template:
 
 
 async def _make(
-    config: Config, template: Template, image: golden.Golden, progress: Progress
+    config: Config, template: Template, image: golden.Golden, progress: Progress, boot_s: float
 ) -> None:
-    async with booted(config, template, image, progress) as guest:
+    async with booted(config, template, image, progress, boot_s) as guest:
         progress("BuildKit answers; freezing")
         frozen = await guest.call(
             "freeze",
@@ -318,12 +320,16 @@ def ram_offset(address: int, ram_bytes: int) -> int:
 
 @contextlib.asynccontextmanager
 async def booted(
-    config: Config, template: Template, image: golden.Golden, progress: Progress
+    config: Config,
+    template: Template,
+    image: golden.Golden,
+    progress: Progress,
+    boot_s: float = BOOT_TIMEOUT_S,
 ) -> AsyncIterator[Agent]:
     """A cold boot of the golden image in the (empty) folder of `template`, until BuildKit answers.
 
-    The VM ends with the block. Raises `QemuDied` or another `InfrastructureError` when it does not
-    come up.
+    The VM ends with the block. Raises `InfrastructureError` when its agent does not answer within
+    `boot_s` seconds, when BuildKit does not after that, and when QEMU ends.
     """
     disks = template.disks
     labels = {disk.kind: disk.label for disk in runner_disks().values()}
@@ -342,40 +348,43 @@ async def booted(
         boot=template.boot,
         directory=template.path,
     )
-    async with _running(command, template.path) as process:
+    async with _running(command, template.path, boot_s + AFTER_BOOT_S) as process:
         progress("booting the golden image")
         async with agent(template.path / "agent.sock") as guest:
-            await _answers(guest, process, template.path)
+            await _answers(guest, process, template.path, boot_s)
             progress("the guest is up; waiting for BuildKit to answer")
             await guest.call("wait_buildkit", {"timeout_s": 120}, timeout_s=150)
             yield guest
 
 
 @contextlib.asynccontextmanager
-async def _running(command: list[str], directory: Path) -> AsyncIterator[ProcessId]:
-    """QEMU for as long as the block runs and no longer. Raises `QemuDied` when it ended before."""
-    watched = ["timeout", "--foreground", "--signal=KILL", f"{2 * BOOT_TIMEOUT_S}s", *command]
+async def _running(command: list[str], directory: Path, most_s: float) -> AsyncIterator[ProcessId]:
+    """QEMU for as long as the block runs and no longer, nor longer than `most_s` seconds.
+
+    An `InfrastructureError` in the block says so instead when QEMU's end is what it comes from.
+    """
+    watched = ["timeout", "--foreground", "--signal=KILL", f"{most_s:.0f}s", *command]
     process = await spawn(watched, errors=directory / "qemu.log", answers=directory / "qmp.sock")
     try:
         yield process
     except InfrastructureError:
         if process.alive():
             raise
-        raise QemuDied(f"QEMU ended: {_last_lines(directory / 'qemu.log', 1)}") from None
+        raise InfrastructureError(f"QEMU ended: {_last_lines(directory / 'qemu.log', 1)}") from None
     finally:
         await end(process)
 
 
-async def _answers(guest: Agent, process: ProcessId, directory: Path) -> None:
+async def _answers(guest: Agent, process: ProcessId, directory: Path, boot_s: float) -> None:
     """Wait for the agent's first answer; the channel swallows what is sent before it is open."""
-    deadline = time.monotonic() + BOOT_TIMEOUT_S
+    deadline = time.monotonic() + boot_s
     while time.monotonic() < deadline and process.alive():
         with contextlib.suppress(InfrastructureError):
             await guest.call("hello", timeout_s=2)
             return
         await asyncio.sleep(0.1)
     raise InfrastructureError(
-        f"the golden image did not come up within {BOOT_TIMEOUT_S} s; its console ends with: "
+        f"the golden image did not come up within {boot_s:.0f} s; its console ends with: "
         + _last_lines(directory / "serial.log", 3)
     )
 

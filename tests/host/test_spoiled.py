@@ -19,7 +19,7 @@ from mayfly.errors import InfrastructureError, MachineUnfit
 from mayfly.host import template as module
 from mayfly.host.machine import Machine
 from mayfly.host.seal import Seals
-from mayfly.host.template import SEALED, QemuDied, Template, ensure
+from mayfly.host.template import ATTEMPTS, SEALED, Template, ensure
 from mayfly.model import GIB
 from tests.golden.test_golden import make_image
 
@@ -119,6 +119,31 @@ async def test_a_spoiled_golden_image_is_made_anew(
     assert here.images == 1
 
 
+@pytest.mark.parametrize("failing", range(1, ATTEMPTS + 1))
+async def test_a_boot_that_failed_is_tried_again_with_more_time(
+    here: Here, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    limits: list[float] = []
+
+    async def fails(config: Config, template: Template, _: Any, __: Any, boot_s: float) -> None:
+        limits.append(boot_s)
+        (template.path / "ram").write_bytes(b"half")
+        if len(limits) <= failing:
+            raise InfrastructureError("the golden image did not come up")
+        await here.make_template(config, template)
+
+    monkeypatch.setattr(module, "_make", fails)
+    if failing < ATTEMPTS:
+        await here.ensure()
+        assert sum("did not come up; trying again" in line for line in here.said) == failing
+    else:
+        with pytest.raises(InfrastructureError, match="did not come up"):
+            await here.ensure()
+        assert list((here.config.state / "templates").iterdir()) == []
+    assert limits == [module.BOOT_TIMEOUT_S * n for n in range(1, len(limits) + 1)]
+    assert len(limits) == min(failing + 1, ATTEMPTS)
+
+
 async def test_where_there_never_was_an_image_none_is_made(tmp_path: Path) -> None:
     with pytest.raises(MachineUnfit, match="no golden image"):
         await ensure(Config(state=tmp_path), FOUND, print, Seals())
@@ -147,7 +172,7 @@ async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
         except OSError:
             if how == "an error":
                 raise
-            raise QemuDied("QEMU ended: Bus error") from None
+            raise InfrastructureError("QEMU ended: Bus error") from None
 
     monkeypatch.setattr(module, "_make", fills)
     with pytest.raises(InfrastructureError, match=r"the disk of .*templates is full - make room"):

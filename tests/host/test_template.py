@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 
 from mayfly.errors import InfrastructureError
+from mayfly.host import template as module
+from mayfly.host.agent import agent
 from mayfly.host.template import forget_boot_id, ram_offset
 from mayfly.model import GIB
+from mayfly.pid import ProcessId
 
 BOOT_ID = uuid.UUID("5a1f0a2e-0c3c-4f0e-9d8b-6a1b2c3d4e5f")
 
@@ -63,3 +68,12 @@ def test_memory_above_the_hole_follows_what_is_below(
     address: int, ram_bytes: int, offset: int
 ) -> None:
     assert ram_offset(address, ram_bytes) == offset
+
+
+async def test_a_guest_that_hangs_is_not_waited_for_longer_than_it_may_take(tmp_path: Path) -> None:
+    (tmp_path / "serial.log").write_text("[ 0.7] rcu: kthread starved\n")
+    hung = await asyncio.start_unix_server(lambda *_: None, tmp_path / "agent.sock")
+    async with hung, agent(tmp_path / "agent.sock") as guest:
+        with pytest.raises(InfrastructureError, match=r"within 1 s.*kthread starved"):
+            async with asyncio.timeout(30):
+                await module._answers(guest, ProcessId.of(os.getpid()), tmp_path, 1)
