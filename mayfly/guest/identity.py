@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.guest import buildkit, machine, pair
+from mayfly.guest.clock import Took
 from mayfly.guest.kernel import Kernel, Sshd, says, write_file
 from mayfly.guest.message import (
     Message,
@@ -125,15 +126,7 @@ class Life:
 
     def identity(self, message: Message) -> tuple[Message, Callable[[], None]]:
         """Become somebody; returns the answer, and what is to be done once it is out."""
-        timings: dict[str, float] = {}
-        last = time.perf_counter()
-
-        def took(step: str) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            timings[step] = round(now - last, 4)
-            last = now
-
+        took = Took()
         identity = parse_identity(message)
         if self.identified:
             raise Refused("identity: this guest has one already")
@@ -153,7 +146,7 @@ class Life:
         took("names")
 
         seconds_left = identity.deadline_unix_s - identity.unix_time_ns / 1e9
-        return {"timings_s": timings}, lambda: self._settle(identity, seconds_left, sshd)
+        return {"timings_s": took.seconds}, lambda: self._settle(identity, seconds_left, sshd)
 
     def authorize(self, message: Message) -> Message:
         """Let one more key log in. Whoever owns the build's user can keep sshd from reading: that

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from mayfly.guest.clock import pause
 
 OWN = "buildkitd@own.service"
 STANDBY = "buildkitd@standby.service"
@@ -24,8 +25,6 @@ RETIRED = "run/mayfly/buildkit/{}.retired"
 PROGRAM = "buildkitd\n"
 OPENING = {"wait_for_partner", "fifo_open"}
 """Where the kernel has a thread that opens a pipe which nobody writes to (fs/pipe.c)."""
-
-POLL_S = 0.02
 
 
 def current(root: Path) -> str:
@@ -51,10 +50,10 @@ def stop(unit: str, terminate: Callable[[int], None], until: float, root: Path) 
     for pid in servers:
         terminate(pid)
     while any((root / "proc" / str(pid)).exists() for pid in servers):
-        _pause(until, f"{unit} does not stop")
+        pause(until, f"{unit} does not stop")
     kill(unit, root)
     while _processes(unit, root):
-        _pause(until, f"{unit} does not end")
+        pause(until, f"{unit} does not end")
 
 
 def kill(unit: str, root: Path) -> None:
@@ -74,7 +73,7 @@ def waiting(until: float, root: Path) -> None:
     not at the monotonic time `until`.
     """
     while not _waits(root):
-        _pause(until, f"{STANDBY} does not come to its configuration")
+        pause(until, f"{STANDBY} does not come to its configuration")
 
 
 def _waits(root: Path) -> bool:
@@ -98,7 +97,7 @@ def swap(until: float, root: Path) -> None:
             fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             break
         except OSError:  # ENXIO: nobody reads
-            _pause(until, "there is no BuildKit on standby")
+            pause(until, "there is no BuildKit on standby")
     with os.fdopen(fd, "wb") as told:
         told.write(config.read_bytes())
     link = pipe.with_suffix(".new")
@@ -126,9 +125,3 @@ def _servers(unit: str, root: Path) -> list[int]:
             if (root / "proc" / str(pid) / "comm").read_text() == PROGRAM:
                 found.append(pid)
     return found
-
-
-def _pause(until: float, what: str) -> None:
-    if time.monotonic() > until:
-        raise OSError(what)
-    time.sleep(POLL_S)

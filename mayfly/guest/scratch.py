@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mayfly.guest import pair
+from mayfly.guest.clock import Took, pause
 from mayfly.guest.kernel import Kernel
 
 MOUNT = "/scratch"
@@ -54,25 +55,11 @@ def take_up(
         pair.swap(until, root)
         took("wake")
         while not serves():
-            if time.monotonic() > until:
-                raise OSError("BuildKit does not come up on it")
-            time.sleep(0.05)
+            pause(until, "BuildKit does not come up on it")
         took("serve")
     if any((root / RESET.lstrip("/")).glob("cache.db.*.bak")):
         raise OSError("BuildKit could not read what it had there")
     return took.seconds
-
-
-class Took:
-    """Seconds of each named step, one after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def __call__(self, step: str) -> None:
-        now = time.monotonic()
-        self.seconds[step], self._last = round(now - self._last, 4), now
 
 
 @contextmanager
@@ -102,6 +89,4 @@ def find(until: float, root: Path) -> str:
         for serial in (root / "sys/block").glob("vd*/serial"):
             if serial.read_text().strip() == SERIAL:
                 return f"/dev/{serial.parent.name}"
-        if time.monotonic() > until:
-            raise OSError("the disk does not come")
-        time.sleep(0.02)
+        pause(until, "the disk does not come")
