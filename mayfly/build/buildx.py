@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     from mayfly.build.cache import Cache
 
 BUILDER = "mayfly"
+PREFIX = "mayfly-"
+HELD = "held"
+"""In a `Folder`, locked for as long as the build lives."""
+
 # Of the caller's environment, what would point buildx at another builder, daemon or login.
 _FOREIGN = frozenset(
     {"BUILDX_BUILDER", "BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_AUTH_CONFIG", "DOCKER_CONTEXT"}
@@ -88,14 +96,31 @@ class Folder:
 
 @contextmanager
 def folder() -> Iterator[Folder]:
-    """A fresh `Folder`; removed with all that is in it on the way out, whatever happened."""
-    made = Folder(Path(tempfile.mkdtemp(prefix="mayfly-")))
+    """A fresh `Folder`; removed with all that is in it on the way out, whatever happened. What a
+    process that was killed by SIGKILL left goes when the same user makes the next one.
+    """
+    _sweep()
+    made = Folder(Path(tempfile.mkdtemp(prefix=PREFIX)))
     try:
-        made.docker_config.mkdir()
-        made.buildx_config.mkdir()
-        yield made
+        with (made.root / "new").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            (made.root / "new").rename(made.root / HELD)  # never there and not held, while we live
+            made.docker_config.mkdir()
+            made.buildx_config.mkdir()
+            yield made
     finally:
         made.remove()
+
+
+def _sweep() -> None:
+    """Remove the folders of this user that nobody holds any more (flock(2) ends with a process)."""
+    for root in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = root.lstat()  # one of ours nobody else can put a link in the place of
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                with (root / HELD).open() as held:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    Folder(root).remove()
 
 
 def create_argv(program: Path, there: Folder) -> tuple[str, ...]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -207,3 +211,37 @@ def test_the_folder_is_private_and_gone_afterwards() -> None:
         assert stat.S_IMODE(there.root.stat().st_mode) == 0o700
         assert stat.S_IMODE((there.docker_config / "config.json").stat().st_mode) == 0o600
     assert not there.root.exists()
+
+
+def test_what_a_killed_build_left_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    program = (
+        "from mayfly.build import buildx\n"
+        "with buildx.folder() as there:\n"
+        "    there.write_logins({'auths': {'r': {'auth': 'hush'}}})\n"
+        "    print(there.root, flush=True)\n"
+        "    input()\n"
+    )
+    words = (sys.executable, "-c", program)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        its = Path(other.stdout.readline().strip())
+        with buildx.folder() as ours:
+            assert (its / "docker/config.json").exists()
+            with buildx.folder():
+                assert ours.root.exists()
+        other.send_signal(signal.SIGKILL)
+    assert (its / "docker/config.json").exists()
+    elsewhere, foreign = tmp_path / "elsewhere", tmp_path / "mayfly-link"
+    elsewhere.mkdir()
+    (elsewhere / buildx.HELD).touch()
+    foreign.symlink_to(elsewhere)
+    (tmp_path / "mayfly-of-another-kind").mkdir()
+    with buildx.folder():
+        assert (elsewhere / buildx.HELD).exists()
+        assert not its.exists()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["elsewhere", "mayfly-link", "mayfly-of-another-kind"]
