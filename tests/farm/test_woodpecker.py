@@ -25,7 +25,7 @@ SECRET = "hush-Pa55-word"
 # Says the secret whole, in two pieces, and as a part of other words.
 SAY = (
     "--mount=type=secret,id=word read -r w < /run/secrets/word; echo said $w.; "
-    "printf '%s' ${w%word}; printf '%s\\n' word; echo x${w}y$w"
+    "printf '%s' ${w%word}; printf '%s\\n' word; echo x${w}y$w; echo by $http_proxy $HTTP_PROXY."
 )
 CI = {
     "CI_REPO": "team/plugin",
@@ -62,6 +62,7 @@ def test_a_build_through_the_plugin_is_in_the_registry_and_shows_no_secret(
         "tags": "one,two",
         "size": "t2",
         "secrets": json.dumps({"word": SECRET}),
+        "http_proxy": "http://me:hush-proxy@proxy.invalid:3128",
     }
     plugin = {f"PLUGIN_{name.upper()}": value for name, value in settings.items()}
     done = subprocess.run(
@@ -80,6 +81,7 @@ def test_a_build_through_the_plugin_is_in_the_registry_and_shows_no_secret(
     for text in (done.stdout, log):
         assert "hush" not in text and "said ********." in text
         assert re.search(r"^#\d+ \[[^\]]*2/2\] RUN ", text, re.M), "steps have their names"
+        assert "by" + " http://********@proxy.invalid:3128" * 2 + "." in text
     names = {
         f"{farm.config.registry_host}/images/team/plugin:{t}" for t in ("latest", "one", "two")
     }
@@ -88,6 +90,7 @@ def test_a_build_through_the_plugin_is_in_the_registry_and_shows_no_secret(
     shown = inspect(farm, "images/team/plugin:one")
     assert shown["Labels"]["org.opencontainers.image.revision"] == "c0ffee"
     assert shown["Digest"] == build["digest"]
+    assert "proxy.invalid" not in json.dumps(shown)
 
 
 def kept(farm: Farm) -> bytes:

@@ -69,7 +69,9 @@ def test_a_pipeline_is_read_and_its_settings_are_right(file: Path) -> None:
         assert "secret of" not in " ".join(made.argv)
 
 
-@pytest.mark.parametrize("file", ROOT.glob(".woodpecker/*.yaml"), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob(".woodpecker/*.yaml")), ids=lambda file: file.name
+)
 def test_no_pipeline_of_ours_has_a_secret_that_says_more_than_the_pipeline_itself(
     file: Path,
 ) -> None:
