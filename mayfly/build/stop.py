@@ -1,12 +1,12 @@
-"""Reasons to stop a build that is under way: a signal, or a lease that ended elsewhere."""
+"""Reasons to stop work that is under way: a signal, or a lease that ended elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from mayfly.errors import Cancelled, MayflyError, Terminated
 
@@ -67,3 +67,17 @@ async def signals(stop: Stop, last_act: Callable[[], None]) -> AsyncIterator[Non
     finally:
         for number in errors:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP do nothing to this process, nor to what the block starts: for
+    taking back what was begun. In the main thread only.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

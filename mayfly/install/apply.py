@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mayfly import users
+from mayfly.build.stop import undisturbed
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
 from mayfly.install import code, former, record, remove, settings, starting, systemd, units
@@ -155,11 +156,12 @@ def apply(ready: Ready, progress: Progress) -> bool:
         if places.real:
             changed |= _start(table, before.data(), places, progress)
     except BaseException:
-        if first:
-            remove.everything(made, config, places, progress)
-        else:
-            progress("putting back what there was before")
-            former.put_back(before, made, places, progress)
+        with undisturbed():
+            if first:
+                remove.everything(made, config, places, progress)
+            else:
+                progress("putting back what there was before")
+                former.put_back(before, made, places, progress)
         raise
     code.prune(places.code, Path(sys.prefix))
     return changed

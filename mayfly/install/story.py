@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from mayfly.build.stop import undisturbed
 from mayfly.config import Config
 from mayfly.errors import InfrastructureError, Terminated
 from mayfly.install import apply, code, record, remove
@@ -40,10 +41,11 @@ def _install(ready: apply.Ready, progress: Progress) -> bool:
         return apply.keep_settings(ready) or changed
     except BaseException as error:
         made = record.load(places.record)
-        if first and made is not None:
-            remove.everything(made, ready.config, places, lambda line: None)
-        elif places.command.is_symlink():  # to the version that is installed still
-            code.prune(places.code, places.command.readlink().parent.parent)
+        with undisturbed():
+            if first and made is not None:
+                remove.everything(made, ready.config, places, lambda line: None)
+            elif places.command.is_symlink():  # to the version that is installed still
+                code.prune(places.code, places.command.readlink().parent.parent)
         if isinstance(error, OSError):
             raise InfrastructureError(f"{error.filename}: {error.strerror}") from None
         raise

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mayfly.build.stop import undisturbed
 from mayfly.errors import InfrastructureError, MayflyError, from_code
 from mayfly.stack.supervise import Progress
 
@@ -30,8 +31,8 @@ def hear(
     """Start a program in a session of its own, give it `given`, and hear it; its last word.
 
     It goes on running then when it `stays`, else its end is waited for. Whatever ends the caller
-    before that (Ctrl-C) ends it: SIGTERM, and time to clean up. A line that is no message is
-    progress. `env` are all of its variables; without, it has this process's.
+    before that (Ctrl-C) ends it: SIGTERM, and all the time it needs to clean up. A line that is no
+    message is progress. `env` are all of its variables; without, it has this process's.
 
     Raises the error that it tells, and `InfrastructureError` (with `hint`), which calls it `name`,
     where it ends without a last word.
@@ -61,8 +62,9 @@ def hear(
         if last is None or "error" in last or not stays:
             child.wait()
     except BaseException:
-        child.terminate()
-        child.wait()
+        with undisturbed():
+            child.terminate()
+            child.wait()
         raise
     if last is None:
         raise InfrastructureError(f"{name} ended unexpectedly (exit {child.wait()})", hint=hint)

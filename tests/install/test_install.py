@@ -6,11 +6,13 @@ import os
 import py_compile
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -27,7 +29,7 @@ from hypothesis import strategies as st
 from mayfly import users
 from mayfly.config import Config, Server
 from mayfly.errors import Conflict, MachineUnfit, MayflyError, UsageError
-from mayfly.install import code, former, lines, record, settings, story
+from mayfly.install import apply, code, former, lines, record, settings, story
 from mayfly.install.places import Places
 from mayfly.install.remove import uninstall
 from mayfly.install.settings import Options
@@ -271,6 +273,34 @@ def test_an_upgrade_that_fails_is_taken_back(root: Path, monkeypatch: pytest.Mon
     again = record.load(places.record)
     assert again is not None
     assert again.made.keys() == made_before
+
+
+def test_another_interrupt_does_not_stop_what_puts_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = quick(root, monkeypatch)
+    install(places, listen="127.0.0.1:5997")
+    there, text = content(root), places.config.read_text()
+    ready = apply.Ready(places, text, {}, settings.load(text, {}, places.config))
+
+    def interrupted(*words: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return put_back(*words)
+
+    def fails(*words: Any) -> Any:
+        (places.units / "mayfly-edge.service").write_text("half of another one")
+        raise KeyboardInterrupt
+
+    put_back = former.put_back
+    monkeypatch.setattr(former, "put_back", interrupted)
+    monkeypatch.setattr(hosts, "add", fails)
+    with pytest.raises(KeyboardInterrupt):
+        apply.apply(ready, print)
+    now = content(root)
+    assert {name for name in there if now.get(name) != there[name]} <= {"etc/mayfly/installed.json"}
+    with pytest.raises(KeyboardInterrupt):  # as before
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
 
 
 def test_what_is_wrong_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
