@@ -364,8 +364,14 @@ def whole(tag: str, registry: str) -> str:
 
 
 def parse_fields(text: str) -> dict[str, str]:
-    """`type=image,"name=a,b"` as a mapping; a bare word is buildx's short form (a path)."""
-    row = next(csv.reader([text]), [])
+    """`type=image,"name=a,b"` as a mapping; a bare word is buildx's short form (a path).
+
+    Raises `UsageError` for what is no line of CSV.
+    """
+    try:
+        row = next(csv.reader([text]), [])
+    except csv.Error as error:
+        raise UsageError(f"{text!r} is no list of key=value: {error}") from None
     return {k.strip().lower(): v for k, eq, v in (part.partition("=") for part in row) if eq}
 
 

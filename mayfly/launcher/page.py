@@ -235,6 +235,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     Kind.WORDS.name: _any("scalar", "secret", of="scalar"),
     Kind.PAIRS.name: _any("scalar", "map", of="scalar map"),
     Kind.ENTRIES.name: _any("scalar", "map", of="scalar map"),
+    Kind.KEYS.name: _any("scalar", of="scalar"),
     Kind.SECRETS.name: _any("scalar", "map", of="scalar map"),
     Kind.LOGINS.name: _any("secret", of="map"),
 }

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from mayfly.build.args import PROXIES, is_remote, parse_fields, pushes, streams
 from mayfly.launcher import logins, tags
 from mayfly.launcher.settings import PREFIX, SPEC_FIELDS, TABLE
-from mayfly.launcher.values import Given, Login, secret_fields
+from mayfly.launcher.values import Given, Login, secret_places
 
 LABEL = "org.opencontainers.image."
 USUAL_TAGS_FILE = ".tags"
@@ -59,7 +59,7 @@ def named(given: Given) -> tuple[str, ...]:
         names = [USUAL_TAGS_FILE]
     if "dockerfile" not in given.raw and not is_remote(given.text("context")):
         names.append(given.text("dockerfile"))
-    names += [secret_fields(entry).get("src", "") for entry, value in _secrets(given) if not value]
+    names += [secret_places(entry)[1] for entry, value in _secrets(given) if value is None]
     return tuple(name for name in names if name)
 
 
@@ -391,17 +391,16 @@ def _hidden(
         if value is not None:
             yield value
             continue
-        fields = secret_fields(entry)
-        name = fields.get("env") or ("" if fields.get("src") else fields.get("id", ""))
-        yield environ.get(name, "")
-        yield files.get(fields.get("src", "")) or ""
+        variable, file = secret_places(entry)
+        yield from (environ.get(variable, ""), files.get(file) or "")
     for proxy in proxies:
         authority = _login_in(proxy)
         yield from (authority, authority.partition(":")[2])
 
 
 def _login_in(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    """`USER:PASSWORD` of a proxy's address, which may be without `http://`."""
+    return (url.partition("://")[2] or url).partition("/")[0].rpartition("@")[0]
 
 
 def _flags(flag: str, values: Iterable[str]) -> Iterator[str]:

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     WORDS = "list"
     PAIRS = "map or list of `NAME=VALUE`"
     ENTRIES = "list of `key=value,…`"
+    KEYS = "list of `ID` or `ID=FILE,…`"
     SECRETS = "map, or list of `id=NAME,…`"
     LOGINS = "list of maps"
 
@@ -136,7 +137,7 @@ BUILD = (
         "secrets for `RUN --mount=type=secret`: a map of ids and values (`from_secret`), or as "
         "`id=NAME,src=FILE` and `id=NAME,env=VARIABLE`; their values never appear in a log",
     ),
-    _used("ssh", Kind.ENTRIES, "SSH agents or keys for `RUN --mount=type=ssh`, as `default`"),
+    _used("ssh", Kind.KEYS, "SSH agents or keys for `RUN --mount=type=ssh`, as `default`"),
     _used("add_host", Kind.WORDS, "more `NAME:ADDRESS` for the build's hosts file"),
     _used("no_cache", Kind.FLAG, "build every step anew", "false"),
     _used("provenance", Kind.TEXT, "provenance attestation, as for buildx"),

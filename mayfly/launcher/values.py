@@ -127,16 +127,29 @@ def _named(values: Mapping[str, Any]) -> Iterator[str]:
     yield from values.get("build_args_from_env", ())
     for entry, value in values.get("secrets", ()):
         if value is None:
-            yield secret_fields(entry).get("env", "")
+            yield secret_places(entry)[0]
 
 
-def secret_fields(entry: str) -> dict[str, str]:
-    """`id`, `src` and `env` of a secret in buildx's own form."""
-    row = next(csv.reader([entry]), [])
-    fields = {key.strip().lower(): value for key, _, value in (f.partition("=") for f in row)}
-    if "source" in fields:
-        fields.setdefault("src", fields.pop("source"))
-    return fields
+def secret_places(entry: str) -> tuple[str, str]:
+    """The variable and the file that a secret in buildx's own form may be in (its
+    util/buildflags/secrets.go); where it names neither, both are called as it is (BuildKit's
+    session/secrets/secretsprovider/store.go: the variable if there is one).
+    """
+    fields = {key: value for key, _, value in _parts(entry)}
+    variable, file = fields.get("env", ""), fields.get("src") or fields.get("source", "")
+    if fields.get("type") == "env" and not variable:
+        variable, file = file, ""
+    return (variable, file) if variable or file else (fields.get("id", ""),) * 2
+
+
+def _parts(entry: str) -> list[tuple[str, str, str]]:
+    """Key, `=` and value of each part."""
+    try:
+        row = next(csv.reader([entry]), [])
+    except csv.Error:
+        row = [entry]
+    split = (part.partition("=") for part in row)
+    return [(key.strip().lower(), equals, value) for key, equals, value in split]
 
 
 def variables(text: str) -> dict[str, str]:
@@ -223,8 +236,10 @@ def _pairs(text: str) -> tuple[tuple[str, str | None], ...]:
     return _bounded(tuple(found))
 
 
-def _entries(text: str, starts: str = "type") -> tuple[str, ...]:
-    """buildx's own `key=value,…`, one or several: a new one begins at `type=` or a bare word."""
+def _entries(text: str) -> tuple[str, ...]:
+    """buildx's own `key=value,…`, one or several: a new one begins where a key comes again, and at
+    a bare word.
+    """
     parsed = _json(text)
     if isinstance(parsed, dict):
         parsed = [parsed]
@@ -232,40 +247,70 @@ def _entries(text: str, starts: str = "type") -> tuple[str, ...]:
         return _bounded(tuple(_entry(each) for each in parsed))
     found: list[str] = []
     for line in text.splitlines():
-        fresh = True
+        keys: set[str] = set()
         for part in _COMMA.split(line.replace("\\,", ",")):
             word = _text(part)
             if not word:
                 continue
             key, equals, _ = word.partition("=")
-            joins = equals and key.strip().lower() != starts and "=" in (found or [""])[-1]
-            if joins and not fresh:
+            key = key.strip().lower()
+            if equals and keys and key not in keys:
                 found[-1] += f",{word}"
             else:
                 found.append(word)
-            fresh = False
+                keys = set()
+            if equals:
+                keys.add(key)
     return _bounded(tuple(found))
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    """`ID` or `ID=FILE,…`, one or several: a word without a `=` is one more file, but `default`."""
+    found: list[str] = []
+    for word in _words(text):
+        if "=" in word or word == "default" or "=" not in (found or [""])[-1]:
+            found.append(word)
+        else:
+            found[-1] += f",{word}"
+    return tuple(found)
 
 
 def _entry(value: Any) -> str:
     if isinstance(value, dict):
         fields = [f"{_key(name)}={_scalar(each)}" for name, each in value.items()]
-        return ",".join(f'"{each}"' if "," in each else each for each in fields)
-    return _text(_scalar(value))
+        text = ",".join(f'"{each}"' if "," in each else each for each in fields)
+    else:
+        text = _text(_scalar(value))
+    if len(text.splitlines()) > 1:
+        raise _Fault("has a line break in an entry")
+    return text
 
 
 def _secrets(text: str) -> tuple[tuple[str, str | None], ...]:
     """Ids and values of a map; of buildx's own form the text, without a value."""
     parsed = _json(text)
     if parsed is None:
-        return tuple((entry, None) for entry in _entries(text, "id"))
+        return tuple((_place(entry), None) for entry in _entries(text))
     found: list[tuple[str, str | None]] = []
     for part in parsed if isinstance(parsed, list) else [parsed]:
         if isinstance(part, dict) and not _tells_where(part):
             found += [(_key(name), _scalar(value)) for name, value in part.items()]
         else:
-            found.append((_entry(part), None))
+            found.append((_place(_entry(part)), None))
     return _bounded(tuple(found))
+
+
+def _place(entry: str) -> str:
+    """A secret in buildx's own form. One in none is not shown, for it may be the secret itself."""
+    parts = _parts(entry)
+    if not all(equals and key in _SECRET_FIELDS for key, equals, _ in parts) or not any(
+        key == "id" and value for key, _, value in parts
+    ):
+        raise _Fault(
+            "an entry is no `id=NAME,src=FILE` or `id=NAME,env=VARIABLE` - write a map of ids and "
+            "values, as `npm: {from_secret: npm_token}`"
+        )
+    return entry
 
 
 def _tells_where(part: Mapping[str, Any]) -> bool:
@@ -301,6 +346,7 @@ _READERS: Mapping[Kind, Callable[[str], Any]] = {
     Kind.WORDS: _words,
     Kind.PAIRS: _pairs,
     Kind.ENTRIES: _entries,
+    Kind.KEYS: _keys,
     Kind.SECRETS: _secrets,
     Kind.LOGINS: _logins,
 }

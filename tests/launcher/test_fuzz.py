@@ -177,6 +177,7 @@ def test_every_setting_takes_a_value_of_its_kind(setting: str) -> None:
         Kind.WORDS: "a,b",
         Kind.PAIRS: "A=1",
         Kind.ENTRIES: "type=local,dest=x",
+        Kind.KEYS: "default",
         Kind.SECRETS: "id=a,src=x",
         Kind.LOGINS: '[{"registry":"r","username":"u","password":"p"}]',
     }[TABLE[setting].kind]

@@ -215,6 +215,21 @@ def test_a_secret_may_be_named_by_variable_or_file() -> None:
     assert Mask(made.secrets).text("hush first second") == " ".join(["********"] * 3)
 
 
+def test_a_secret_is_hidden_wherever_buildx_finds_it() -> None:
+    """By its id alone it is a variable or a file; `type=env` makes `src` a variable."""
+    made = of(
+        files={"npmrc": "hush-file"},
+        repo="a/b",
+        secrets=json.dumps(["id=npmrc", {"id": "x", "type": "env", "src": "PLUGIN_A_WORD"}]),
+        a_word="hush-word",
+        http_proxy="me:hush-proxy@proxy:3128",
+    )
+    assert made.faults == ()
+    assert made.environ["PLUGIN_A_WORD"] == "hush-word"
+    shown = Mask(made.secrets).text("hush-file hush-word me:hush-proxy@proxy")
+    assert shown == "******** ******** ********@proxy"
+
+
 def test_logins_are_dockers_own_and_the_first_counts() -> None:
     more = [
         {"registry": "https://ghcr.io", "username": "b", "password": "2"},

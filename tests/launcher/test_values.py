@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mayfly.launcher.settings import BY_NAME, TABLE, Use
-from mayfly.launcher.values import Given, Login, given, variables
+from mayfly.launcher.values import Given, Login, given, secret_places, variables
 
 
 def of(**settings: str) -> Given:
@@ -47,11 +47,67 @@ def test_pairs_are_what_they_are_however_they_are_written(
         ('["type=local,src=x","acme/app"]', ("type=local,src=x", "acme/app")),
         ('{"type":"registry","ref":"a"}', ("type=registry,ref=a",)),
         (r"type=registry\,ref=a", ("type=registry,ref=a",)),
+        ("dest=image.tar,type=oci", ("dest=image.tar,type=oci",)),
+        ("dest=a,type=oci,dest=b,type=tar", ("dest=a,type=oci", "dest=b,type=tar")),
         ("type=local,dest=a\ntype=local,dest=b", ("type=local,dest=a", "type=local,dest=b")),
     ],
 )
 def test_entries_begin_at_their_type(text: str, wanted: tuple[str, ...]) -> None:
     assert of(cache_from=text).words("cache_from") == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("default", ("default",)),
+        ("github=gh.key,gitlab=gl.key", ("github=gh.key", "gitlab=gl.key")),
+        ("default=a.key,b.key", ("default=a.key,b.key",)),
+        ("github=gh.key,default", ("github=gh.key", "default")),
+        ('["github=a,b","default"]', ("github=a,b", "default")),
+    ],
+)
+def test_ssh_keys_of_one_id_stay_together(text: str, wanted: tuple[str, ...]) -> None:
+    assert of(ssh=text).words("ssh") == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hush",
+        "hush=hush",
+        "src=hush",
+        "id=,src=hush",
+        "id=a,src=f,hush",
+        '["hush"]',
+        '["hush", {"a": "b"}]',
+        '["id=a\\nsrc=hush"]',
+        '{"id": "a", "src": "f\\nhush"}',
+        "-----BEGIN KEY-----\nhush\n-----END KEY-----",
+    ],
+)
+def test_what_may_be_a_secret_itself_is_a_fault_that_does_not_show_it(text: str) -> None:
+    found = of(secrets=text)
+    assert "secrets" not in found.values
+    assert len(found.faults) == 1 and found.faults[0].startswith("secrets: ")
+    assert "hush" not in found.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "places"),
+    [
+        ("id=a,src=f", ("", "f")),
+        ("src=f,id=a", ("", "f")),
+        ("type=file,id=a,source=f", ("", "f")),
+        ("id=a,env=V", ("V", "")),
+        ("type=env,id=a,src=V", ("V", "")),
+        ("id=a", ("a", "a")),
+        ("type=file,id=a", ("a", "a")),
+    ],
+)
+def test_a_secret_is_where_buildx_looks_for_it(entry: str, places: tuple[str, str]) -> None:
+    for text in (entry, json.dumps([entry])):
+        assert of(secrets=text).pairs("secrets") == ((entry, None),)
+    assert secret_places(entry) == places
 
 
 def test_secrets_are_values_or_where_they_are() -> None:
