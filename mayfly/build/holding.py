@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol, TypeVar
 
+from mayfly.build.result import ended
 from mayfly.build.stop import Stop
 from mayfly.errors import (
     Cancelled,
@@ -18,9 +19,8 @@ from mayfly.errors import (
     MayflyError,
     Terminated,
     UsageError,
-    from_code,
 )
-from mayfly.model import OUTCOME_EXIT, LeaseRequest, Outcome
+from mayfly.model import LeaseRequest, Outcome
 from mayfly.wire import AskedJson, BeatJson, LeaseJson, VerdictJson
 
 # How long the orchestrator, or the edge before it, may be away before a build gives up on it: one
@@ -189,8 +189,4 @@ async def _ending(api: Api, view: LeaseJson) -> MayflyError:
     """
     if view["state"] == LOST:
         view = await patiently(lambda: api.lease(view["id"], wait_s=ENDING_S, since=LOST))
-    outcome = Outcome(view["outcome"] or Outcome.RUNNER_LOST)
-    message = f"build {view['id']} ended as {outcome}: {view['reason'] or 'no reason was given'}"
-    if OUTCOME_EXIT[outcome] is None:
-        return InfrastructureError(message, hint="build again")
-    return from_code(outcome, message)
+    return ended(view["id"], Outcome(view["outcome"] or Outcome.RUNNER_LOST), view["reason"] or "")

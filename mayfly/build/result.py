@@ -73,14 +73,21 @@ class Result:
         """What is left to say; None where BuildKit has said it, or all is well."""
         if self.outcome is self.last.outcome:
             return self.last.error
-        why = f": {self.reason}" if self.reason else ""
-        return from_code(self.outcome, f"build {self.build} ended as {self.outcome}{why}")
+        return ended(self.build, self.outcome, self.reason)
 
     @property
     def exit_status(self) -> int:
         """What the process ends with; a lost runner or client counts as infrastructure."""
         status = OUTCOME_EXIT[self.outcome]
         return InfrastructureError.exit_status if status is None else status
+
+
+def ended(build: str, outcome: Outcome, reason: str) -> MayflyError:
+    """How the orchestrator says that a build ended, as the error that has its exit status."""
+    message = f"build {build} ended as {outcome}: {reason or 'no reason was given'}"
+    if OUTCOME_EXIT[outcome] is None:
+        return InfrastructureError(message, hint="build again")
+    return from_code(outcome, message)
 
 
 def attempt(

@@ -474,11 +474,18 @@ async def test_a_runner_that_is_taken_away_for_another_is_no_lost_connection(
     assert lines[1:] == ["template: booting", "going on"]
 
 
-async def test_the_orchestrators_outcome_counts(tmp_path: Path, runner: FakeRunner) -> None:
-    farm = FakeFarm(runner, overruled="budget_exceeded")
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("budget_exceeded", 7), ("runner_lost", 20), ("client_lost", 20)]
+)
+async def test_the_orchestrators_outcome_counts(
+    tmp_path: Path, runner: FakeRunner, outcome: str, status: int
+) -> None:
+    farm = FakeFarm(runner, overruled=outcome)
     result = await build(request(tmp_path, "fail"), farm)
-    assert (result.outcome, result.exit_status) == (Outcome.BUDGET_EXCEEDED, 7)
-    assert "ended as budget_exceeded" in str(result.error)
+    assert (result.outcome, result.exit_status) == (outcome, status)
+    assert result.error is not None
+    assert result.error.exit_status == status
+    assert f"ended as {outcome}" in str(result.error)
 
 
 async def test_a_wrong_host_key_is_denied(tmp_path: Path, runner: FakeRunner) -> None:
