@@ -111,14 +111,13 @@ def place_code(ready: Ready, progress: Progress) -> Path:
     return code.ensure(ready.places.code, progress)
 
 
-def keep_settings(ready: Ready) -> bool:
+def _keep_settings(ready: Ready, made: Record) -> bool:
     """Write what was said down for the next time; whether that is news.
 
     An operator's file that was there before is no part of the installation, and stays after it; who
     may read it stays as it was, for it may hold secrets.
     """
-    places, made = ready.places, _record(ready)
-    news = False
+    places, news = ready.places, False
     if not places.config.exists():
         news = made.write(places.config, ready.text)
     elif places.config.read_text() != ready.text:
@@ -133,15 +132,16 @@ def keep_settings(ready: Ready) -> bool:
 
 
 def apply(ready: Ready, progress: Progress) -> bool:
-    """Make state, units and links by the code that runs now, and have systemd start what is new.
+    """Make state, units and links by the code that runs now, have systemd start what is new, and
+    write the settings down.
 
     Whether anything was changed. Raises `InfrastructureError` when a program does not come up,
     `Terminated`, `OSError`: everything is then as it was before, and an installation that was none
-    is taken away again.
+    is taken away again, but for a state that was there before it.
     """
     places, config = ready.places, ready.config
     made = _record(ready)
-    first = not (places.units / units.TARGET).exists()
+    first, had_data = not (places.units / units.TARGET).exists(), remove.has_data(config)
     made.folder(config.state.parent)
     made.note("tree", config.state)
     before = former.keep(made, places, config)
@@ -155,10 +155,11 @@ def apply(ready: Ready, progress: Progress) -> bool:
         changed |= places.hosts.read_bytes() != hosts_before
         if places.real:
             changed |= _start(table, before.data(), places, progress)
+        changed |= _keep_settings(ready, made)
     except BaseException:
         with undisturbed():
             if first:
-                remove.everything(made, config, places, progress)
+                remove.everything(made, config, places, progress, keep_data=had_data)
             else:
                 progress("putting back what there was before")
                 former.put_back(before, made, places, progress)

@@ -15,6 +15,11 @@ from mayfly.stack import hosts, preflight
 from mayfly.stack.supervise import Progress
 
 
+def has_data(config: Config) -> bool:
+    """Whether the state is there already, of an installation before or of `mayfly up`."""
+    return (config.state / "version").exists()
+
+
 def everything(
     made: Record, config: Config, places: Places, progress: Progress, *, keep_data: bool = False
 ) -> None:
@@ -61,9 +66,10 @@ def uninstall(places: Places, keep_data: bool, progress: Progress) -> bool:
 
 
 def _config(made: Record, places: Places) -> Config:
-    """As it is configured; where that cannot be read any more, with the state of the record."""
+    """As it is configured, as far as that can be read still, with the state that was installed."""
     try:
         text = places.config.read_text()
-        return settings.load(text, settings.secret(places, {}), places.config)
+        found = settings.load(text, settings.secret(places, {}), places.config)
     except (OSError, MayflyError):
-        return Config(state=made.state)
+        found = Config()
+    return found.model_copy(update={"state": made.state})

@@ -34,16 +34,15 @@ def install(
 
 def _install(ready: apply.Ready, progress: Progress) -> bool:
     places = ready.places
-    first = record.load(places.record) is None
+    first, had_data = record.load(places.record) is None, remove.has_data(ready.config)
     try:
         folder = apply.place_code(ready, progress)
-        changed = _apply(ready, folder, progress)
-        return apply.keep_settings(ready) or changed
+        return _apply(ready, folder, progress)
     except BaseException as error:
         made = record.load(places.record)
         with undisturbed():
             if first and made is not None:
-                remove.everything(made, ready.config, places, lambda line: None)
+                remove.everything(made, ready.config, places, lambda line: None, keep_data=had_data)
             elif places.command.is_symlink():  # to the version that is installed still
                 code.prune(places.code, places.command.readlink().parent.parent)
         if isinstance(error, OSError):

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from mayfly import users
 from mayfly.config import Config, Server
-from mayfly.errors import Conflict, MachineUnfit, MayflyError, UsageError
+from mayfly.errors import Conflict, InfrastructureError, MachineUnfit, MayflyError, UsageError
 from mayfly.install import apply, code, former, lines, record, settings, story
 from mayfly.install.places import Places
 from mayfly.install.remove import uninstall
@@ -246,6 +246,75 @@ def test_an_interrupt_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt):
         install(places)
     assert content(root) == before
+
+
+def test_data_that_was_there_before_an_interrupt_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an earlier installation, or of `mayfly up`: an image in the bucket, say."""
+    places = quick(root, monkeypatch)
+    install(places)
+    image = root / "var/lib/mayfly/s3/image"
+    image.write_text("the only one")
+    assert uninstall(places, True, print)
+    hear = apart.hear
+
+    def interrupted(*words: Any, **options: Any) -> Any:
+        hear(*words, **options)
+        raise KeyboardInterrupt
+
+    def fails(*words: Any) -> Any:
+        raise OSError(28, "No space left on device", "/etc/hosts")
+
+    monkeypatch.setattr(apart, "hear", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install(places)
+    assert image.read_text() == "the only one"
+    assert not places.record.exists()
+    monkeypatch.setattr(hosts, "add", fails)
+    text = 'state = "{}"\n'.format(root / "var/lib/mayfly")
+    ready = apply.Ready(places, text, {}, settings.load(text, {}, places.config))
+    with pytest.raises(OSError, match="No space"):
+        apply.apply(ready, print)
+    assert image.read_text() == "the only one"
+    assert not places.record.exists()
+
+
+def test_what_was_installed_goes_or_stays_whatever_the_file_says_since(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = quick(root, monkeypatch)
+    install(places)
+    image = root / "var/lib/mayfly/s3/image"
+    image.write_text("the only one")
+    text = places.config.read_text()
+    places.config.write_text(text.replace("var/lib/mayfly", "var/lib/elsewhere"))
+    with pytest.raises(Conflict, match="uninstall it first"):
+        install(places, listen="")
+    assert uninstall(places, True, print)
+    assert image.read_text() == "the only one"
+    assert "mayfly" not in places.hosts.read_text()
+
+
+def test_settings_are_kept_with_what_runs_by_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what comes after them (golden image and template) fails."""
+    places, hear = quick(root, monkeypatch), apart.hear
+    install(places)
+
+    def fails_later(*words: Any, **options: Any) -> Any:
+        hear(*words, **options)
+        raise InfrastructureError("no template")
+
+    monkeypatch.setattr(apart, "hear", fails_later)
+    options = {"listen": "", "public_port": 443}
+    with pytest.raises(InfrastructureError, match="no template"):
+        install(places, {"MAYFLY_METRICS__PASSWORD": "hush"}, **options)
+    assert tomllib.loads(places.config.read_text())["server"]["public_port"] == 443
+    assert "hush" in places.secrets.read_text()
+    monkeypatch.setattr(apart, "hear", hear)
+    assert not install(places, listen=""), "nothing is left to change"
 
 
 def test_an_upgrade_that_fails_is_taken_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
