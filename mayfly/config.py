@@ -42,6 +42,10 @@ _REFERENCE = (
 """A registry's host, which has a dot or a port, and the first parts of a name there."""
 
 
+SECRET_OPTIONS = frozenset({"access_key", "secret_key", "password", "token"})
+"""Options of any section whose value no error shows, and no file but root's holds."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -655,7 +659,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         match = re.fullmatch(r"MAYFLY_([A-Z0-9]+)__([A-Z0-9_]+)", name)
         if match:
             section, option = match[1].lower(), match[2].lower()
-            data.setdefault(section, {})[option] = _scalar(value)
+            data.setdefault(section, {})[option] = _scalar(value, section, option)
             origin[f"{section}.{option}"] = name
     for name, option in (("MAYFLY_STATE", "state"), ("MAYFLY_CACHE", "cache")):
         if environ.get(name):
@@ -676,12 +680,18 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _scalar(text: str) -> Any:
-    """An environment value as TOML would read it; text that is not TOML is itself."""
+def _scalar(text: str, section: str, option: str) -> Any:
+    """An environment value as TOML would read it; text that is not TOML is itself, and so is that
+    of an option that is text: a password may look like a number.
+    """
     try:
-        return tomllib.loads(f"x = {text}")["x"]
+        value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         return text
+    model = getattr(Config.model_fields.get(section), "annotation", None)
+    field = getattr(model, "model_fields", {}).get(option)
+    is_text = field is not None and field.annotation is str
+    return text if is_text and not isinstance(value, str) else value
 
 
 def _fault(error: Any, origin: Mapping[str, str], default: str) -> str:
@@ -696,7 +706,8 @@ def _fault(error: Any, origin: Mapping[str, str], default: str) -> str:
         return f"{source}: {where}: unknown option - remove it, or see docs/configuration.md"
     message = error["msg"].removeprefix("Value error, ")
     said = f"{message[:1].lower()}{message[1:]}"
-    if isinstance(error["input"], Mapping):  # a whole section, which may have a secret in it
+    secret = where.rpartition(".")[2] in SECRET_OPTIONS
+    if secret or isinstance(error["input"], Mapping):  # a whole section may have a secret in it
         return f"{source}: {where}: {said}" if where else f"{source}: {said}"
     return f"{source}: {where} = {error['input']!r}: {said}"
 

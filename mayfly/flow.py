@@ -38,8 +38,8 @@ from mayfly.build.reconnect import PAUSE_S, Way
 from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config, Registry
-from mayfly.errors import Denied, InfrastructureError, MayflyError, together
-from mayfly.model import BuildSpec, LeaseRequest, Outcome
+from mayfly.errors import Denied, InfrastructureError, MayflyError, UsageError, together
+from mayfly.model import MOST_IMAGES, BuildSpec, LeaseRequest, Outcome
 from mayfly.registry import grants
 from mayfly.registry.reference import host_of, repository_of
 from mayfly.wire import LeaseJson, VerdictJson
@@ -180,6 +180,12 @@ def _check_tags(args: BuildArgs, name: str, registry_host: str) -> None:
 
     The orchestrator, which knows whether the build is trusted, looks at it again when it is asked.
     """
+    if len(args.pushed) > MOST_IMAGES:
+        raise UsageError(
+            f"{len(args.pushed)} names of images are to be pushed, and a build may have "
+            f"{MOST_IMAGES}",
+            hint="push fewer, and copy the rest in the registry",
+        )
     images = _pushes(args, registry_host)
     denied = [image for image in images if not grants.may_be_named(name, image)]
     if denied:

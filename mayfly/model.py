@@ -100,6 +100,10 @@ OUTCOME_EXIT: Mapping[Outcome, int | None] = {
 }
 
 
+MOST_IMAGES = 64
+"""Names of images that one build may push: what is said of a build has an end."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
     """What a repo's `.build-spec.ncl` declares; None is what it leaves to Mayfly.

@@ -84,6 +84,12 @@ WORDS = [
     case("build", "-f", "empty", "web", says="Dockerfile empty is not there"),
     case("build", "web", "empty", says="one build context is wanted"),
     case("build", "-f", "-", "-", says="cannot both be read from standard input"),
+    case(
+        *("build", "--push", "--mayfly-repo", "o/r", "web"),
+        *(word for n in range(65) for word in ("-t", f"images/o/r:{n}")),
+        says="65 names of images are to be pushed, and a build may have 64",
+    ),
+    case("build", "-o", "type=tar\ndest=x", "web", says="is no list of key=value"),
     case("build", "--build-context", "lib=nowhere", "web", says="named context nowhere"),
     case("build", "--no-such-flag", "web", says="unknown flag --no-such-flag"),
     case("build", "-Z", "web", says="unknown flag -Z"),

@@ -94,6 +94,20 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert (config.lease.budget_min, config.state, config.s3.bucket) == (7, Path("/b"), "builds")
 
 
+@pytest.mark.parametrize("text", ["12345678", "true", "1e5", "1979-05-27", "[1]", "a b", '"12"'])
+def test_a_password_may_look_like_anything(tmp_path: Path, text: str) -> None:
+    config = load(write(tmp_path, "") | {"MAYFLY_METRICS__PASSWORD": text})
+    assert config.metrics.password == text.strip('"')
+
+
+def test_no_fault_shows_a_secret(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, "[metrics]\npassword = 12345678\n[lease]\nbudget_min = -7\n"))
+    said = str(caught.value)
+    assert "metrics.password: input should be a valid string" in said and "-7" in said
+    assert "12345678" not in said
+
+
 @pytest.mark.parametrize("text", ["= 1", "a = [", "\x00", "x = 1\nx = 2"])
 def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="not TOML"):

@@ -189,6 +189,7 @@ class _Tunnel:
         )
         address = found[0][4][0]
         there = ipaddress.ip_address(str(address).partition("%")[0])
+        there = getattr(there, "ipv4_mapped", None) or there
         if there.is_link_local or there.is_loopback or there.is_unspecified:
             raise OSError("not a place for a token service")
         return await asyncio.open_connection(str(address), int(port))

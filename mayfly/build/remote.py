@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
@@ -105,7 +104,6 @@ class _Runs:
                 ["git", *words],
                 cwd=self.folder,
                 env={
-                    **os.environ,
                     **self.environ,
                     "GIT_TERMINAL_PROMPT": "0",
                     "GIT_SSH_COMMAND": self.environ.get("GIT_SSH_COMMAND") or "ssh -oBatchMode=yes",

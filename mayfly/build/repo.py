@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mayfly.build.args import BuildArgs
 from mayfly.errors import UsageError
+from mayfly.registry import grants
 
 MAX_LENGTH = 200
-GRAMMAR = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*)*")
 _SCP = re.compile(r"(?:[^@/]+@)?[^:/]+:(?!//)(?P<path>.+)")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*/(?P<path>.+)", re.IGNORECASE)
 
@@ -19,8 +19,9 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*/(?P<path>.+)", re.IGNORECASE)
 def name(args: BuildArgs, environ: Mapping[str, str], cwd: Path) -> str:
     """`--mayfly-repo`, else CI_REPO, else the path of git's origin, else the directory's name.
 
-    Always matches `GRAMMAR` and is at most 200 characters. Raises `UsageError` when nothing of
-    the name found can be part of an image's name. git absent, or no work tree, is no fault.
+    Always matches `grants.REPOSITORY` and is at most 200 characters. Raises `UsageError` when
+    nothing of the name found can be part of an image's name. git absent, or no work tree, is no
+    fault.
     """
     given = args.repo or environ.get("CI_REPO", "")
     if given:
@@ -39,19 +40,14 @@ def of(given: str, directory: Path) -> str:
 
 
 def normalise(text: str) -> str:
-    """`text` as a repository name of the distribution grammar.
+    """`text` as a repository name of the distribution grammar: what is one already is left alone.
 
     Lower-case; what is not allowed becomes `-`; `.git` at the end and empty parts go. Raises
     `UsageError` when nothing is left or the name is longer than 200 characters.
     """
-    parts = []
-    for part in text.strip().strip("/").removesuffix(".git").lower().split("/"):
-        words = re.sub(r"[^a-z0-9._-]+", "-", part)
-        single = re.sub(r"[._-]*([._-])[._-]*", r"\1", words).strip("._-")
-        if single:
-            parts.append(single)
-    result = "/".join(parts)
-    if not GRAMMAR.fullmatch(result):
+    parts = text.strip().strip("/").removesuffix(".git").lower().split("/")
+    result = "/".join(filter(None, map(_usable, parts)))
+    if not grants.REPOSITORY.fullmatch(result):
         raise UsageError(
             f"no repo name can be made from {text!r}", hint="name it: --mayfly-repo OWNER/NAME"
         )
@@ -61,6 +57,13 @@ def normalise(text: str) -> str:
             hint="name it: --mayfly-repo OWNER/NAME",
         )
     return result
+
+
+def _usable(part: str) -> str:
+    if grants.REPOSITORY.fullmatch(part):
+        return part
+    words = re.sub(r"[^a-z0-9._-]+", "-", part)
+    return re.sub(r"[._-]*([._-])[._-]*", r"\1", words).strip("._-")
 
 
 def origin_path(url: str) -> str:

@@ -18,7 +18,9 @@ from mayfly.install.places import Places
 
 EMBEDDED = "embedded"
 
-SECRET = re.compile(r"MAYFLY_(?:S3__ACCESS_KEY|[A-Z0-9]+__(?:SECRET_KEY|PASSWORD|TOKEN))")
+SECRET = re.compile(
+    rf"MAYFLY_[A-Z0-9]+__(?:{'|'.join(sorted(configuration.SECRET_OPTIONS)).upper()})"
+)
 """Variables that are kept in a file of root's, and not in everybody's."""
 
 

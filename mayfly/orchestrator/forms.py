@@ -22,7 +22,7 @@ from pydantic import (
 
 from mayfly.config import repo_pattern
 from mayfly.errors import UsageError
-from mayfly.model import BUILDER_NAME, LeaseRequest, Outcome
+from mayfly.model import BUILDER_NAME, MOST_IMAGES, LeaseRequest, Outcome
 from mayfly.registry.grants import LONGEST_NAME, REPOSITORY, check_repo
 from mayfly.spec import SpecForm
 
@@ -117,7 +117,7 @@ class LeaseForm(_Form):
     languages: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
     grow: bool = True
     spec: SpecForm | None = None
-    pushes: Annotated[tuple[Repository, ...], Field(max_length=64)] = ()
+    pushes: Annotated[tuple[Repository, ...], Field(max_length=MOST_IMAGES)] = ()
     pipeline: Text = ""
     supersede: bool = False
     keep_min: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 0
@@ -185,4 +185,4 @@ class ReportForm(_Form):
     reason: Reason = ""
     digest: Digest = ""
     timings_s: Annotated[dict[Phase, Seconds], Field(max_length=64)] = {}
-    images: Annotated[tuple[ImageName, ...], Field(max_length=64)] = ()
+    images: Annotated[tuple[ImageName, ...], Field(max_length=MOST_IMAGES)] = ()
