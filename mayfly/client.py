@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     import httpx
 
 TIMEOUT_S = 10.0
+REPORT_TIMEOUT_S = 40.0
+"""A report is answered once the runner has been asked what it used, for 23 s at most."""
 LONGEST_WAIT_S = 25.0
 """What the service holds a long poll for at most."""
 
@@ -226,6 +228,7 @@ class Client:
                 "timings_s": dict(timings_s or {}),
                 "images": list(images),
             },
+            timeout=REPORT_TIMEOUT_S,
         )
         return cast(VerdictJson, answer.json())
 

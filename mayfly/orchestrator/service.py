@@ -294,12 +294,13 @@ class Service:
         connection that breaks around the deadline was broken by the runner's watchdog, so that
         `infrastructure` is then an exceeded budget. Out of memory, policy may give it another
         attempt (`retry.refusal`), and so does a kept scratch disk that is damaged: the verdict is
-        then `retry`, and the same to a report that comes again. Raises `Conflict` for a success
-        without a runner.
+        then `retry`, and the same to a report that comes again, also while the first is looked
+        into. Raises `Conflict` for a success without a runner.
         """
         now, told = self._clock(), self._ledger.get(lease_id)
         if 0 < form.attempt < told.attempt:
             return _verdict(told, form.attempt)
+        about = told
         if form.outcome is Outcome.SUCCEEDED and told.ready_at is None and not told.outcome:
             raise Conflict(f"lease {lease_id} never had a runner, so nothing succeeded on it")
         outcome, reason = form.outcome, form.reason
@@ -316,34 +317,34 @@ class Service:
             if outcome in retry.FAULTS and retry.goes_on(told):
                 told = await self._reconciler.measure(told, final=True)
                 if sign := retry.damage(self._errors(told)):
-                    lease = self._reconciler.damaged(told, sign, form.timings_s)
-                    if lease.attempt > told.attempt:
-                        return _verdict(lease, told.attempt)
+                    lease = self._reconciler.damaged(about, sign, form.timings_s)
+                    if lease.attempt > about.attempt:
+                        return _verdict(lease, about.attempt)
                 now = self._clock()
         if outcome is Outcome.OOM:
             if retry.refusal(told, self._limits, now):
                 told = await self._reconciler.measure(told, final=True)
                 reason += _where(self._evidence.read(told.runner))
-            lease = self._reconciler.out_of_memory(told, reason, form.timings_s)
-            return _verdict(lease, told.attempt)
+            lease = self._reconciler.out_of_memory(about, reason, form.timings_s)
+            return _verdict(lease, about.attempt)
         if states.is_ready(told) and told.request.keep_min and outcome in states.LOOKED_INTO:
             told = await self._reconciler.measure(told, final=True)  # what follows is no build's
-        lease = self._ledger.change(
-            lease_id,
-            lambda row: states.kept(
-                states.reported(
-                    row,
-                    outcome,
-                    now,
-                    reason=reason,
-                    digest=form.digest,
-                    timings_s=form.timings_s,
-                    images=form.images,
-                ),
-                self._limits.max_keep_s,
-            ),
-        )
-        return _verdict(lease, told.attempt)
+
+        def change(row: Lease) -> Lease:
+            if row.attempt != about.attempt:  # it went on while the runner was asked
+                return row
+            after = states.reported(
+                row,
+                outcome,
+                now,
+                reason=reason,
+                digest=form.digest,
+                timings_s=form.timings_s,
+                images=form.images,
+            )
+            return states.kept(after, self._limits.max_keep_s)
+
+        return _verdict(self._ledger.change(lease_id, change), about.attempt)
 
     def _errors(self, lease: Lease) -> tuple[str, ...]:
         evidence = self._evidence.read(lease.runner)

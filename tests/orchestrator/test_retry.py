@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -220,6 +221,43 @@ async def test_a_build_that_is_killed_goes_on_in_the_next_size(tmp_path: Path) -
         first, second = (await f.api.build(row.id))["attempts"]
         assert (first["size"], first["outcome"], first["oom_kills"]) == ("t1", "oom", 1)
         assert (second["size"], second["outcome"], second["oom_kills"]) == ("t2", "succeeded", None)
+
+
+async def test_a_report_that_comes_again_meanwhile_gets_the_same_answer(tmp_path: Path) -> None:
+    """Its connection broke while the orchestrator asked the runner what it had used."""
+    provider = Fake()
+    async with farm(configuration(tmp_path), provider) as f:
+        row = await asked(f)
+        provider.show(row.runner, evidence=KILLED)
+        answer = provider.hold("usage")
+        told = ReportForm(outcome=Outcome.FAILED, attempt=1)
+        reports = [asyncio.create_task(f.service.report(row.id, told)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        answer()
+        one, two = await asyncio.gather(*reports)
+        assert one == two
+        assert (one["verdict"], one["outcome"]) == ("retry", "oom")
+        assert f.ledger.get(row.id).outcome is None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.INFRASTRUCTURE])
+async def test_a_report_does_not_end_what_went_on_meanwhile(
+    tmp_path: Path, outcome: Outcome
+) -> None:
+    """It thrashed, and was given another runner while the report waited for its numbers."""
+    provider = Fake()
+    async with farm(configuration(tmp_path), provider) as f:
+        row = await asked(f)
+        answer = provider.hold("usage")
+        report = asyncio.create_task(
+            f.service.report(row.id, ReportForm(outcome=outcome, attempt=1))
+        )
+        await asyncio.sleep(0.05)
+        f.reconciler.out_of_memory(f.ledger.get(row.id), "it made no progress")
+        answer()
+        assert (await report)["verdict"] == "retry"
+        row = await f.until(row.id, "ready")
+        assert (row.attempt, row.outcome) == (2, None)
 
 
 async def test_a_second_kill_names_the_step_and_what_to_write(tmp_path: Path) -> None:
