@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mayfly import __version__
-from mayfly.cli.output import complain
+from mayfly.cli.output import complain, to_nobody
 from mayfly.errors import Cancelled, MayflyError, UsageError
 
 
@@ -51,7 +51,7 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return Cancelled.exit_status
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nobody(sys.stdout)
         return 0
     except Exception as error:
         if debug:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from mayfly.errors import MayflyError
 
 
 def show(line: str) -> None:
-    """One line about what goes on, on stderr, marked as ours."""
-    print(f"mayfly: {line}", file=sys.stderr, flush=True)
+    """One line about what goes on, on stderr, marked as ours. That nobody reads it any more is no
+    fault of what goes on.
+    """
+    try:
+        print(f"mayfly: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        to_nobody(sys.stderr)
+
+
+def to_nobody(stream: TextIO) -> None:
+    """From now on nothing that is written to `stream`, or is still in it, goes anywhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def complain(error: MayflyError) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -198,7 +198,8 @@ def _summary(result: Result, request: Request) -> Iterable[str]:
 
 def _print(line: str) -> None:
     if line:
-        print(f"{NAME}: {line}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # nobody reads: no fault of the build's
+            print(f"{NAME}: {line}", file=sys.stderr, flush=True)
 
 
 def _stop(number: int, _: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -508,3 +509,15 @@ def test_a_first_spec_declares_what_the_farm_knows(
     said = capsys.readouterr().out
     assert "  cpu = 2,  #" in said and "  memory_gb = 3,  #" in said
     assert "by the last 7 attempts" in said
+
+
+def test_a_reader_that_has_gone_changes_no_exit_status(here: Path) -> None:
+    """As with `mayfly build … 2>&1 | head`: what failed has failed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = Path(sys.executable).with_name("mayfly")
+    done = subprocess.run(
+        [program, "build", "nowhere"], stdout=writing, stderr=writing, check=False, timeout=60
+    )
+    os.close(writing)
+    assert done.returncode == 2
