@@ -62,7 +62,7 @@ class Agent:
                 if isinstance(message, dict) and message.get("id") == self._last:
                     if message.get("ok") is True:
                         return message
-                    reason = ascii(str(message.get("error", "no reason"))[:200])
+                    reason = ascii(str(message.get("error", "no reason")))[:200]
                     raise InfrastructureError(f"the guest's agent refused `{op}`: {reason}")
         raise InfrastructureError(f"the guest's agent did not answer `{op}` but talked on")
 

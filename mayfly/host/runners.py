@@ -42,6 +42,9 @@ log = structlog.get_logger("host")
 TEMPLATE = "mayfly/template"
 """What QEMU is called while it boots a template (`argv.template`)."""
 
+GROW_S = 10
+"""Seconds in which a QEMU is to have plugged memory in (seen under TCG: 0.1)."""
+
 T = TypeVar("T")
 
 NAME = re.compile(r"[a-z0-9]{1,32}-[0-9]{1,3}")
@@ -132,7 +135,9 @@ class Runners:
             raise UsageError(f"{name!r} is not a runner's name")
         async with self._lock(name):
             if (there := self._records.get(name)) is not None:
-                return there.runner(boottime())
+                if there.ready or there.ended:
+                    return there.runner(boottime())
+                await self._undo(name)  # what an earlier call made and could not take back
             self._records[name] = Record(
                 name,
                 self._free_slot(),
@@ -212,7 +217,8 @@ class Runners:
 
         Nothing when it has; memory is never taken away. The guest's kernel finds it by itself,
         some tenths of a second later. Raises `NotFound` when there is no such runner,
-        `InfrastructureError` when its QEMU refuses (no slot is free, say).
+        `InfrastructureError` when its QEMU refuses (no slot is free, say) or says nothing: the
+        runner can be destroyed only after this.
         """
         async with self._lock(runner):
             record = self._records.get(runner)
@@ -220,8 +226,16 @@ class Runners:
                 raise NotFound(f"there is no runner {runner}")
             wanted = -(-memory_bytes // argv.BLOCK_BYTES) * argv.BLOCK_BYTES
             self._groups.hold(runner, ceiling(record.cpus, max(wanted, record.memory_bytes)))
-            async with monitor(self._directory(runner) / "qemu/qmp.sock") as qemu:
-                await qemu.plug_memory(wanted - await qemu.memory_bytes())
+            try:
+                async with (
+                    asyncio.timeout(GROW_S),
+                    monitor(self._directory(runner) / "qemu/qmp.sock") as qemu,
+                ):
+                    await qemu.plug_memory(wanted - await qemu.memory_bytes())
+            except TimeoutError:
+                raise InfrastructureError(
+                    f"the QEMU of runner {runner} does not answer within {GROW_S} s"
+                ) from None
             self._keep(replace(record, memory_bytes=max(wanted, record.memory_bytes)))
             log.info("runner grown", runner=runner, memory_bytes=wanted)
 
@@ -278,6 +292,7 @@ class Runners:
         taken = {record.slot for record in self._records.values()}
         for slot in range(SLOTS):
             if slot not in taken:
+                network.link(self._config, slot)  # raises where the subnet has no room
                 return slot
         raise InfrastructureError(f"this machine has {SLOTS} VMs already")
 

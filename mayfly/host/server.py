@@ -30,6 +30,7 @@ from mayfly.host.seal import Seals
 from mayfly.usage import evidence_to_json
 from mayfly.vm.protocol import (
     MAX_LINE,
+    READ_BYTES,
     Message,
     decode,
     encode,
@@ -270,7 +271,7 @@ async def _line(connection: socket.socket) -> bytes:
     loop = asyncio.get_running_loop()
     data = b""
     while not data.endswith(b"\n"):
-        more = await loop.sock_recv(connection, MAX_LINE)
+        more = await loop.sock_recv(connection, READ_BYTES)
         if not more:
             raise InfrastructureError("the peer hung up")
         data += more

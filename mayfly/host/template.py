@@ -229,6 +229,7 @@ async def _make_whole(
             lambda: {name: content_digest(path) for name, path in digests.items()}
         )
         (partial / "seal.json").write_text(json.dumps(sealed, indent=1))
+        shutil.rmtree(template.path, ignore_errors=True)  # of one whose removal was cut short
         partial.rename(template.path)
     except (OSError, InfrastructureError) as error:
         if _full(partial):
@@ -390,5 +391,7 @@ async def _answers(guest: Agent, process: ProcessId, directory: Path, boot_s: fl
 
 
 def _last_lines(path: Path, count: int) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()[-count:]
+    """Of a file that may not be there: QEMU opens its log of the console last."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = text.strip().splitlines()[-count:]
     return " / ".join(line.strip() for line in lines) or "nothing"

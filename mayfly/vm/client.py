@@ -10,7 +10,7 @@ from mayfly.errors import Unreachable
 from mayfly.model import Runner, RunnerSpec
 from mayfly.usage import Evidence, evidence_from_json
 from mayfly.vm.protocol import (
-    MAX_LINE,
+    READ_BYTES,
     Message,
     check,
     decode,
@@ -53,7 +53,7 @@ class _Client:
                             continue
                         return check(message), fds
                     await _readable(loop, connection)
-                    data, received, _, _ = socket.recv_fds(connection, MAX_LINE, 1)
+                    data, received, _, _ = socket.recv_fds(connection, READ_BYTES, 1)
                     fds.extend(received)
                     if not data:
                         raise Unreachable("the host program closed the connection")

@@ -15,7 +15,9 @@ from typing import Any
 from mayfly.errors import InfrastructureError, MayflyError, from_code
 from mayfly.model import Load, Outcome, Runner, RunnerSpec, Size
 
-MAX_LINE = 64 * 1024
+MAX_LINE = 1024 * 1024
+"""The list of as many VMs as a host may have takes about a tenth of it."""
+READ_BYTES = 64 * 1024
 
 Message = dict[str, Any]
 

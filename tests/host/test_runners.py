@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import structlog
 
-from mayfly.config import Config
+from mayfly.config import Config, Network
 from mayfly.errors import InfrastructureError, NotFound, UsageError
 from mayfly.host import handover
 from mayfly.host import runners as module
@@ -112,6 +112,46 @@ async def test_what_could_not_be_unmade_is_listed_until_it_is(here: Here) -> Non
     await here.destroy("a-1")
     assert here.list() == ()
     await here.destroy("a-1")
+
+
+async def test_what_could_not_be_unmade_is_no_runner_to_a_second_create(here: Here) -> None:
+    here.makes, here.unmakes = fails, fails
+    for _ in range(2):
+        with pytest.raises(InfrastructureError):
+            await here.create(spec("a-1"), TEMPLATE)
+    here.makes, here.unmakes = here._nothing, here._nothing
+    assert (await here.create(spec("a-1"), TEMPLATE)).ready
+
+
+async def test_a_vm_that_the_subnet_has_no_room_for_leaves_nothing(
+    tmp_path: Path, here: Here
+) -> None:
+    network = Network(subnet="198.18.0.0/30")
+    here._config = Config(state=tmp_path, network=network)
+    await here.create(spec("a-1"), TEMPLATE)
+    with pytest.raises(InfrastructureError, match="has no room"):
+        await here.create(spec("b-1"), TEMPLATE)
+    assert [runner.name for runner in here.list()] == ["a-1"]
+    await here.destroy("a-1")
+    await here.create(spec("b-1"), TEMPLATE)
+
+
+async def test_a_silent_qemu_holds_up_its_own_growth_only_for_a_while(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def silent(path: Path) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
+    await here.create(spec("a-1"), TEMPLATE)
+    monkeypatch.setattr(module, "monitor", silent)
+    monkeypatch.setattr(module, "GROW_S", 0.2)
+    growing = asyncio.create_task(here.grow("a-1", 2 * GIB))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(here.destroy("a-1"), 5)
+    with pytest.raises(InfrastructureError, match=r"does not answer within 0\.2 s"):
+        await growing
 
 
 async def test_a_destroy_ends_a_create_that_is_under_way(here: Here) -> None:

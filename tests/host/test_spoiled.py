@@ -119,6 +119,14 @@ async def test_a_spoiled_golden_image_is_made_anew(
     assert here.images == 1
 
 
+async def test_what_a_removal_left_is_in_nobodys_way(here: Here) -> None:
+    """The host was killed while it removed a spoiled template, whose name the next one has."""
+    made = await here.ensure()
+    (made.path / "template.json").unlink()
+    assert await here.ensure() == made
+    assert here.templates == 2
+
+
 @pytest.mark.parametrize("failing", range(1, ATTEMPTS + 1))
 async def test_a_boot_that_failed_is_tried_again_with_more_time(
     here: Here, monkeypatch: pytest.MonkeyPatch, failing: int

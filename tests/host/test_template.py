@@ -70,6 +70,18 @@ def test_memory_above_the_hole_follows_what_is_below(
     assert ram_offset(address, ram_bytes) == offset
 
 
+async def test_a_qemu_that_ends_before_it_has_a_console_is_told_as_such(tmp_path: Path) -> None:
+    words = ["sh", "-c", f"touch {tmp_path}/qmp.sock; echo no RAM >&2; sleep 0.5"]
+    there = await asyncio.start_unix_server(lambda *_: None, tmp_path / "agent.sock")
+    with pytest.raises(InfrastructureError, match="QEMU ended: no RAM"):
+        async with (
+            there,
+            module._running(words, tmp_path, 30) as process,
+            agent(tmp_path / "agent.sock") as guest,
+        ):
+            await module._answers(guest, process, tmp_path, 20)
+
+
 async def test_a_guest_that_hangs_is_not_waited_for_longer_than_it_may_take(tmp_path: Path) -> None:
     (tmp_path / "serial.log").write_text("[ 0.7] rcu: kthread starved\n")
     hung = await asyncio.start_unix_server(lambda *_: None, tmp_path / "agent.sock")
