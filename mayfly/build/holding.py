@@ -168,7 +168,9 @@ async def _heartbeats(lease: str, api: Api, every_s: float, stop: Stop) -> None:
         try:
             beat = await api.heartbeat(lease)
             if beat["state"] in OVER:
-                stop(await _ending(api, await api.lease(lease)))
+                view = await api.lease(lease)
+                if view["outcome"] != Outcome.SUCCEEDED:  # then our own report is being answered
+                    stop(await _ending(api, view))
         except InfrastructureError:
             continue
         except MayflyError as error:

@@ -34,6 +34,7 @@ LAST_TRY_S = 1.0
 STOP_S = 2.0
 WORDS_S = 2.0  # what a buildx whose connection is lost has to end by itself, with its last words
 HISTORY_S = 20.0  # how long fetching the log of a finished build may take
+LONGEST_LINE = 64 * 1024
 _PUSHED = re.compile(r"pushing (?:layers|manifest for .*?)(?: (?P<s>\d+\.\d)s)? done$")
 _LINE = re.compile(r"#(?P<index>\d+) (?P<text>.*)")
 _IMAGE = re.compile(r"\[[^\]]*\] (?:load metadata for|FROM) (?P<reference>\S+)")
@@ -62,8 +63,11 @@ class Timeline:
     _rest: bytes = b""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the log; a line counts when it is whole."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        """Take the next bytes of the log; a line counts when it is whole. Of one that is longer
+        than any of BuildKit's own its beginning is enough.
+        """
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:LONGEST_LINE]
         for line in lines:
             self._line(line.decode(errors="replace").rstrip("\r"))
 

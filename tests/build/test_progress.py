@@ -301,3 +301,13 @@ async def test_a_cancelled_program_is_ended(
             await task
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_line_without_an_end_is_not_kept() -> None:
+    timeline = progress.Timeline()
+    for piece in (b"#7 [2/2] RUN yes", b"#7 0.1 ", *[b"y" * 65536] * 100, b"\n#7 CACHED\n"):
+        timeline.feed(piece)
+    assert len(timeline._rest) == 0
+    assert timeline.cached == 1 and timeline.began
+    timeline.feed(b"#8 " + b"y" * 10**6)
+    assert len(timeline._rest) <= progress.LONGEST_LINE
