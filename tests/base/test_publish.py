@@ -47,20 +47,23 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def raw(stack: Stack, kind: str, below: str = "base") -> dict[str, Any]:
-    """What the tag stands for, as another client reads it."""
+def raw(stack: Stack, kind: str, below: str = "base", at: str = ":latest") -> dict[str, Any]:
+    """What the tag (or `@` a digest) stands for, as another client reads it."""
     shown = stack.skopeo(
         *("inspect", "--raw", "--cert-dir", stack.cert_dir),
         *("--creds", f"someone:{stack.admin_token}"),
-        f"docker://{stack.address}/images/{below}/{kind}:latest",
+        f"docker://{stack.address}/images/{below}/{kind}{at}",
     )
     found: dict[str, Any] = json.loads(shown.stdout)
     return found
 
 
 def in_tag(stack: Stack, kind: str, below: str = "base") -> dict[str, str]:
-    """Platform to digest, of an index."""
-    return {name_of(m["platform"]): m["digest"] for m in raw(stack, kind, below)["manifests"]}
+    """Platform to digest, of an index, each of which can be read."""
+    digests = {name_of(m["platform"]): m["digest"] for m in raw(stack, kind, below)["manifests"]}
+    for digest in digests.values():
+        assert raw(stack, kind, below, f"@{digest}")["mediaType"] == oci.MANIFEST
+    return digests
 
 
 def test_a_platform_is_made_once_and_joins_those_that_are_there(
