@@ -195,6 +195,8 @@ class LeaseRequest:
     `keep_min` is for how many minutes the runner stays when the build fails, for people to look
     into it.
     `builder` names the builder whose docker clients the runner is for.
+    `counts` is whether what is used says anything of later builds: a command beside BuildKit uses
+    nothing that is seen.
     """
 
     repo: str
@@ -211,6 +213,7 @@ class LeaseRequest:
     supersede: bool = False
     keep_min: float = 0
     builder: str = ""
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,6 +64,7 @@ def create(
         mayfly builder create laptop --repo team/app --size medium --tls
     """
     from mayfly.cli import docker_side
+    from mayfly.cli.build import here
     from mayfly.cli.farm import ask
 
     wanted = docker_side.wanted(
@@ -76,7 +76,7 @@ def create(
         tls=tls,
         register=register,
         environ=os.environ,
-        cwd=Path.cwd(),
+        cwd=here(),
     )
     endpoint = ask(lambda farm: docker_side.made(farm, wanted, os.environ))
     if not wanted.buildx:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,10 +75,11 @@ def size(
     """
     from mayfly import languages, spec
     from mayfly.build import repo as repos
+    from mayfly.cli.build import here
     from mayfly.cli.farm import ask
     from mayfly.model import LeaseRequest
 
-    folder = Path.cwd()
+    folder = here()
     root = spec.root_of(folder)
     file = spec.nearest(folder, root)
     request = LeaseRequest(

@@ -7,7 +7,6 @@ token) is a Mayfly token; the user name says nothing.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qs
@@ -62,5 +61,5 @@ def _basic(authorization: str) -> str:
         return ""
     try:
         return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # binascii's and codecs' are such, and that of what is not ASCII
         return ""

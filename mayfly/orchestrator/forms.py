@@ -122,6 +122,7 @@ class LeaseForm(_Form):
     supersede: bool = False
     keep_min: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 0
     builder: Text = ""
+    counts: bool = True
 
     def request(self) -> LeaseRequest:
         fields = self.model_dump(exclude={"spec"})

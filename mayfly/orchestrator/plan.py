@@ -235,8 +235,12 @@ def plan(leases: Sequence[Lease], facts: Facts, limits: Limits) -> tuple[Action,
 def _relief(
     load: Load, lease: Lease, free_bytes: int, waiting: bool, facts: Facts, limits: Limits
 ) -> Grow | Tell | OutOfMemory | None:
-    """What is done about a runner that runs short, if it does."""
-    sizes = up_to(limits.sizes, lease.terms.largest)
+    """What is done about a runner that runs short, if it does.
+
+    It grows no further than a rung of this machine: its next build is to find one that holds it.
+    """
+    allowed = up_to(limits.sizes, lease.terms.largest)
+    sizes = tuple(size for size in allowed if limits.fits(size))
     pool = watch.Pool(max(0, free_bytes), waiting, sizes, limits.grow)
     match watch.decide(load, lease, pool, facts.now):
         case watch.Grow(more_bytes):
@@ -331,8 +335,9 @@ def strangers(leases: Iterable[Lease], facts: Facts) -> tuple[str, ...]:
 def superseded(leases: Iterable[Lease], by: Lease) -> tuple[Lease, ...]:
     """The running builds that the younger one `by` makes needless: of the same repo, ref, event,
     target and trust, of another pipeline (steps of one do not end each other), where it asks for
-    that and its ref is known. A ref may be no more than claimed: what is not trusted ends only what
-    has its own slot.
+    that and its ref is known. Where pipelines have numbers the lower one is older, however late its
+    step has come. A ref may be no more than claimed: what is not trusted ends only what has its own
+    slot.
     """
 
     def kind(lease: Lease) -> tuple[object, ...]:
@@ -350,8 +355,14 @@ def superseded(leases: Iterable[Lease], by: Lease) -> tuple[Lease, ...]:
         and lease.id != by.id
         and lease.created_at <= by.created_at
         and kind(lease) == kind(by)
-        and (not wanted.pipeline or lease.request.pipeline != wanted.pipeline)
+        and _earlier(lease.request.pipeline, wanted.pipeline)
     )
+
+
+def _earlier(pipeline: str, than: str) -> bool:
+    if pipeline.isdecimal() and than.isdecimal():
+        return int(pipeline) < int(than)
+    return not than or pipeline != than
 
 
 def edge_changes(

@@ -186,7 +186,7 @@ class Reconciler:
             case plan.End(lease, outcome, reason):
                 self._end(lease.id, outcome, reason)
             case plan.OutOfMemory(lease, reason):
-                self.out_of_memory(lease, reason)
+                self._start(self._growing, lease.runner, self._thrashed(lease, reason))
             case plan.Destroy(runner, reason, owner):
                 log.info("destroying", runner=runner, reason=reason)
                 try:
@@ -324,20 +324,27 @@ class Reconciler:
                 await asyncio.sleep(delay)
         raise AssertionError("backing off never ends")
 
+    async def _thrashed(self, lease: Lease, reason: str) -> None:
+        """It is out of memory: what it has used until now is all that later builds learn of it."""
+        await self.measure(lease)
+        self.out_of_memory(lease, reason)
+
     async def _grow(self, lease: Lease, more_bytes: int) -> None:
         """Give a runner the memory that its row says; one that cannot have it is not asked again.
 
-        After a restart of ours the row may say more than the runner has: the pool holds it all the
-        same, and the next growth asks for the whole.
+        After a restart of ours, or where no answer comes, the row may say more than the runner has:
+        the pool holds it all the same, and the next growth asks for the whole.
         """
         runner, memory_bytes = lease.runner, lease.size.memory_bytes + lease.grown_bytes
         try:
             async with asyncio.timeout(GROW_TIMEOUT_S):
                 await self._provider.grow(runner, memory_bytes)
-        except (MayflyError, TimeoutError) as error:
-            code = error.code if isinstance(error, MayflyError) else "timeout"
-            self._metrics.called("grow", code)
-            log.warning("not grown", runner=runner, error=str(error) or repr(error))
+        except (Unreachable, TimeoutError) as error:
+            self._metrics.called("grow", "timeout")
+            log.warning("perhaps grown", runner=runner, error=str(error) or repr(error))
+        except MayflyError as error:
+            self._metrics.called("grow", error.code)
+            log.warning("not grown", runner=runner, error=str(error))
             self._not_growing.add(runner)
             self._ledger.change(lease.id, lambda row: states.not_grown(row, runner, more_bytes))
         else:
@@ -407,10 +414,11 @@ class Reconciler:
                 told = await self._provider.usage(runner, final=final)
             if told is None:
                 return self._ledger.get(lease.id)
-            self._evidence.keep(runner, told)
-            return self._ledger.change(
+            row = self._ledger.change(
                 lease.id, lambda row: states.measured(row, runner, told.usage)
             )
+            self._evidence.keep(runner, told)  # on a disk that may be full
+            return row
         except (MayflyError, OSError) as error:  # TimeoutError is an OSError
             log.warning("usage unknown", runner=runner, error=str(error) or repr(error))
             return self._ledger.get(lease.id)

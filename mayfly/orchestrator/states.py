@@ -131,7 +131,7 @@ def kept(lease: Lease, longest_s: float) -> Lease:
     if lease.ended_at is None or lease.deadline is None or lease.kept_until is not None:
         return lease
     until = min(lease.ended_at + timedelta(seconds=seconds), lease.deadline)
-    return replace(lease, kept_until=until)
+    return replace(lease, kept_until=until) if until > lease.ended_at else lease
 
 
 def let_go(lease: Lease) -> Lease:

@@ -54,6 +54,7 @@ async def run(wanted: Run, api: Api, config: Config, show: Show) -> tuple[Result
         languages=wanted.languages,
         spec=replace(wanted.spec or BuildSpec(), oom_retry=False),
         keep_min=wanted.args.keep_min,
+        counts=False,
     )
     status: int | None = None
     async with (

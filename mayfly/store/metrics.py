@@ -33,6 +33,9 @@ SATURATED = 0.95
 """Share of its vCPUs from which on an attempt has filled them. It would fill any number (make -j),
 so it counts as exactly that many: the margin is taken out here, for sizing to put back."""
 
+TIMES = ("created_at", "ready_at", "ended_at")
+"""The points in time of a record."""
+
 OPEN_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 5.0
 
@@ -90,11 +93,15 @@ class MetricsStore:
             return
         async with self._faults(OPEN_TIMEOUT_S):
             db = await asyncio.to_thread(_connection, self._url)
-            await db.connect()
-            if self._login:
-                await db.signin(self._login)
-            await db.use("mayfly", "mayfly")
-            await db.query(_SCHEMA)
+            try:
+                await db.connect()
+                if self._login:
+                    await db.signin(self._login)
+                await db.use("mayfly", "mayfly")
+                await db.query(_SCHEMA)
+            except BaseException:
+                await _let_go(db)
+                raise
             self._db = db
 
     async def close(self) -> None:
@@ -107,15 +114,15 @@ class MetricsStore:
 
     async def put(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Write each record under its runner's name; fields that are there already are replaced,
-        others stay. Names that end in `_at` hold points in time as ISO text.
+        others stay. A record's own `TIMES` are ISO text.
         """
-        async with self._faults(CALL_TIMEOUT_S):
-            from surrealdb import RecordID
+        from surrealdb import RecordID
 
-            rows = [
-                {"id": RecordID("attempt", runner), "fields": _written(record)}
-                for runner, record in records
-            ]
+        rows = [
+            {"id": RecordID("attempt", runner), "fields": _written(record) | _times(record)}
+            for runner, record in records
+        ]
+        async with self._faults(CALL_TIMEOUT_S):
             await self._query(
                 "FOR $row IN $rows { UPSERT $row.id MERGE $row.fields RETURN NONE }", rows=rows
             )
@@ -167,7 +174,9 @@ class MetricsStore:
 
     @asynccontextmanager
     async def _faults(self, timeout_s: float) -> AsyncIterator[None]:
-        """Whatever goes wrong is one error of ours; what cannot be reached is closed."""
+        """Whatever goes wrong is one error of ours; what cannot be reached is closed, for the
+        embedded engine's files are locked as long as it is not.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 yield
@@ -176,7 +185,8 @@ class MetricsStore:
             line = f"metrics store {self._url}: {why.splitlines()[0]}"
             if _refused(error):
                 raise InfrastructureError(line) from error
-            self._db = None
+            db, self._db = self._db, None
+            await _let_go(db)
             raise Unreachable(line) from error
 
 
@@ -187,6 +197,13 @@ def _connection(url: str) -> Any:
     return AsyncSurreal(url)
 
 
+async def _let_go(db: Any) -> None:
+    """Close a connection, if there is one, in whatever state it is."""
+    with suppress(Exception):
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await db.close()
+
+
 def _refused(error: Exception) -> bool:
     """Whether the store has answered, and would answer the same again."""
     from surrealdb.errors import ServerError
@@ -194,17 +211,23 @@ def _refused(error: Exception) -> bool:
     return isinstance(error, ServerError)
 
 
-def _written(value: Any, name: str = "") -> Any:
-    """As the store keeps it: points in time as such, and None as a value instead of as no field."""
+def _written(value: Any) -> Any:
+    """As the store keeps it: None as a value instead of as no field."""
     from surrealdb import Null
 
     if value is None:
         return Null
     if isinstance(value, Mapping):
-        return {key: _written(inner, key) for key, inner in value.items()}
+        return {key: _written(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_written(inner) for inner in value]
-    return datetime.fromisoformat(value) if name.endswith("_at") else value
+    return value
+
+
+def _times(record: Mapping[str, Any]) -> dict[str, datetime]:
+    """The record's own points in time as such; what is below it may be named as a client likes."""
+    there = {name: record.get(name) for name in TIMES}
+    return {name: datetime.fromisoformat(text) for name, text in there.items() if text}
 
 
 def _read(value: Any) -> Any:

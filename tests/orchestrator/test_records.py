@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -272,6 +272,41 @@ async def test_builds_go_on_without_the_store_and_their_records_come_later(tmp_p
         await f.settled(lambda: f.records._spool.count() == 0)
         assert (await f.records.decide(REQUEST)).size == T2
         assert (await f.api.why(lease_id))["trouble"] == ""
+
+
+class Picky(MetricsStore):
+    """A store that never takes one build's records."""
+
+    refused = ""
+
+    async def put(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        given = list(records)
+        if self.refused and any(runner.startswith(self.refused) for runner, _ in given):
+            raise InfrastructureError("it is no record")
+        await super().put(given)
+
+
+async def test_a_record_that_is_refused_keeps_no_other_from_the_store(tmp_path: Path) -> None:
+    store = Picky("mem://")
+    async with farm(configuration(tmp_path), past=store) as f:
+        builds = [(await f.api.ask(REQUEST, ""))["id"] for _ in range(2)]
+        store.refused = builds[0]
+        for build in builds:
+            lease = await f.until(build, "ready")
+            f.records.finished(lease, used(1500 * MIB))
+        await f.settled(lambda: f.records._spool.count() == 0)
+        assert [len(await store.attempts(build)) for build in builds] == [0, 1]
+
+
+async def test_what_ran_beside_buildkit_is_no_history(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path)) as f:
+        for counts in (False, True):
+            asked = replace(REQUEST, counts=counts)
+            lease = await f.until((await f.api.ask(asked, ""))["id"], "ready")
+            f.records.finished(lease, used(40 * MIB))
+            await f.settled(lambda: f.records._spool.count() == 0)
+            history = (await f.records.decide(REQUEST)).history
+            assert (history is not None) is counts
 
 
 @pytest.mark.parametrize(("how", "said"), [("hung", "is busy"), ("broken", "has a fault")])

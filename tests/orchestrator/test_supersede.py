@@ -37,6 +37,13 @@ def test_the_same_of_an_older_pipeline_is_superseded() -> None:
     assert superseded([older(), YOUNGER], YOUNGER) == (older(),)
 
 
+def test_the_lower_number_is_older_however_late_it_asks() -> None:
+    late = replace(YOUNGER, request=replace(YOUNGER.request, pipeline="9"))
+    assert superseded([older(pipeline="41"), late], late) == ()
+    assert superseded([older(pipeline="8"), late], late) == (older(pipeline="8"),)
+    assert superseded([older(pipeline="run-41"), late], late) == (older(pipeline="run-41"),)
+
+
 @pytest.mark.parametrize(
     "request_",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.errors import InfrastructureError
+from mayfly.errors import InfrastructureError, Unreachable
 from mayfly.ladder import share
 from mayfly.model import (
     GIB,
@@ -262,14 +263,44 @@ async def test_memory_that_could_not_be_given_is_the_pools_again_and_not_asked_f
 
 
 async def test_what_a_full_pool_refuses_is_told_once(tmp_path: Path) -> None:
-    async with farm(configuration(tmp_path, memory_gb=2)) as f:
-        row = await ready(f)
+    async with farm(configuration(tmp_path, memory_gb=4)) as f:
+        row, _ = await ready(f), await ready(f)
         f.provider.show(row.runner, replace(SHORT, at_s=0.0))
         await f.settled(lambda: any("no memory left" in x for x in f.ledger.hub.lines(row.id)))
         listed = f.provider.calls.count(("list", ""))
         await f.settled(lambda: f.provider.calls.count(("list", "")) > listed + 3)
         assert sum("no memory" in line for line in f.ledger.hub.lines(row.id)) == 1
         assert ("grow", row.runner) not in f.provider.calls
+
+
+async def test_nothing_grows_beyond_what_the_next_build_could_be_given(tmp_path: Path) -> None:
+    """The rung above is larger than this machine: a build that used it would be refused then."""
+    async with farm(configuration(tmp_path, memory_gb=3)) as f:
+        row = await ready(f)
+        f.provider.show(row.runner, replace(SHORT, at_s=0.0))
+        await f.settled(lambda: any("all the memory" in x for x in f.ledger.hub.lines(row.id)))
+        assert ("grow", row.runner) not in f.provider.calls
+
+
+async def test_memory_that_may_have_been_given_is_kept_for_it(tmp_path: Path) -> None:
+    """The host was restarted, or took too long: whether the guest has it nobody knows."""
+    async with farm(configuration(tmp_path, memory_gb=4)) as f:
+        row = await ready(f)
+        f.provider.fail("grow", Unreachable("the host program does not answer"))
+        f.provider.show(row.runner, replace(SHORT, at_s=0.0))
+        await f.settled(lambda: ("grow", row.runner) in f.provider.calls)
+        await asyncio.sleep(0.1)
+        assert f.ledger.get(row.id).grown_bytes > 0
+
+
+async def test_what_thrashed_has_left_a_sample(tmp_path: Path) -> None:
+    async with farm(configuration(tmp_path, memory_gb=2)) as f:
+        row = await ready(f)
+        point = Point(1.0, GIB, 0, GIB, 0, 0.5, 0, 0, 1)
+        usage = Usage(GIB, GIB, 1.0, GIB, oom_kills=0, samples=1)
+        f.provider.show(row.runner, load(at_s=0.0, stalled_s=30.0), Evidence(usage, (point,), ()))
+        row = await f.until(row.id, "ended")
+        assert (row.outcome, row.usage) == (Outcome.OOM, usage)
 
 
 @pytest.mark.parametrize("where", ["pool", "request"])

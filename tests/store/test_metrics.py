@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from bench import quality
 from mayfly.errors import InfrastructureError, Unreachable
 from mayfly.model import GIB, MARGIN, History
+from mayfly.store import metrics as module
 from mayfly.store.metrics import AGES, NEWEST, MetricsStore
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -172,6 +173,31 @@ async def test_a_name_is_never_a_part_of_a_statement(store: MetricsStore) -> Non
     for name in ("team/app' OR true --", "$since", "a\nb"):
         assert await past(store, repo=name) is None
         await store.attempts(name)
+
+
+async def test_what_a_client_calls_its_times_is_no_point_in_time(store: MetricsStore) -> None:
+    """The keys of `timings_s` are the client's: one of them closed the store for everybody."""
+    await store.put([record(1, timings_s={"x_at": 1.0, "y_at": None})])
+    (kept,) = await store.attempts("b1")
+    assert kept["timings_s"] == {"x_at": 1.0, "y_at": None}
+    assert kept["ended_at"] == datetime.fromisoformat(record(1)[1]["ended_at"])
+
+
+async def test_a_call_that_took_too_long_does_not_lock_the_store_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MetricsStore(f"surrealkv://{tmp_path}/metrics")
+    await store.open()
+    await store.put([record(1)])
+    monkeypatch.setattr(module, "CALL_TIMEOUT_S", 0.3)
+    with pytest.raises(Unreachable):
+        async with store._faults(0.3):
+            await store._query("SLEEP 1s")
+    assert not store.is_open
+    monkeypatch.undo()
+    await store.open()
+    assert (await past(store)) is not None
+    await store.close()
 
 
 async def test_what_is_too_old_is_pruned(store: MetricsStore) -> None:

@@ -18,7 +18,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from mayfly.config import Metrics as Options
-from mayfly.errors import InfrastructureError, MayflyError
+from mayfly.errors import InfrastructureError, MayflyError, Unreachable
 from mayfly.ladder import Room, up_to
 from mayfly.model import GIB, Attempt, History, Lease, LeaseRequest, Size, Usage
 from mayfly.orchestrator.metrics import Metrics
@@ -213,8 +213,21 @@ class Records:
 
     async def _move(self) -> None:
         while records := self._spool.waiting(BATCH):
-            await self._store.put(records)
+            await self._put(records)
             self._spool.written(records)
+
+    async def _put(self, records: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Write records; one that the store will never take keeps no other from it."""
+        try:
+            await self._store.put(records)
+        except Unreachable:
+            raise
+        except InfrastructureError as error:
+            if len(records) == 1:
+                log.error("a record is lost", runner=records[0][0], error=str(error))
+                return
+            for one in records:
+                await self._put([one])
 
     async def _prune(self) -> None:
         now = self._clock()
@@ -235,6 +248,7 @@ class Records:
             started_at = lease.created_at + timedelta(seconds=lease.timings_s["queue"])
         vm_s = max(0.0, (ended_at - started_at).total_seconds()) if started_at else 0.0
         trusted = lease.trusted and request.event in TRUSTED_EVENTS
+        counts = trusted and request.counts
         record: dict[str, Any] = {
             "build": lease.id,
             "attempt": lease.attempt,
@@ -257,7 +271,7 @@ class Records:
         if usage or grown_bytes:
             record |= {"grown_bytes": grown_bytes, "memory_limit_bytes": memory}
         if usage:
-            record |= {"usage": asdict(usage), "counts": trusted and usage.samples > 0}
+            record |= {"usage": asdict(usage), "counts": counts and usage.samples > 0}
         if steps:
             record["steps"] = [dict(step) for step in steps]
         if (cost := self._prices.cost(lease.size, memory, vm_s)) is not None:
