@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 
@@ -102,10 +103,11 @@ def _make(
     )
     trust(root, certificates, platform.debian)
     tools = site.read(kind.site, site.Machine(os.environ, Path.home()))
-    for setting in tools.left_out:
+    apt_sources, apt_options, apt_left_out = public(mirror, sources.host_apt_options())
+    for setting in (*tools.left_out, *apt_left_out):
         progress(f"{setting} has a password in it and stays out of the image")
     env = {**environment(kind, trusting=bool(certificates)), **tools.env}
-    settle(root, kind, mirror)
+    settle(root, kind, apt_sources, apt_options)
     if kind.wheel:
         progress(f"fetching {kind.wheel.wheel} {kind.wheel.version}")
         _from_wheel(kind.wheel, root, work / "wheel")
@@ -148,7 +150,23 @@ def packages_digest(packages: Sequence[Package]) -> str:
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def settle(root: Path, kind: Kind, mirror: Sequence[sources.Source]) -> None:
+def public(
+    mirror: Sequence[sources.Source], options: Sequence[str]
+) -> tuple[tuple[sources.Source, ...], tuple[str, ...], tuple[str, ...]]:
+    """Of apt's sources and options those that everybody may read, and what the others are."""
+    kept = [
+        replace(each, uris=tuple(u for u in each.uris if not site.secret(u))) for each in mirror
+    ]
+    open_options = tuple(option for option in options if not site.secret(option))
+    left_out = [f"apt's {option.split()[0]}" for option in options if site.secret(option)]
+    if kept != list(mirror):
+        left_out.append("an address of apt's sources")
+    return tuple(each for each in kept if each.uris), open_options, tuple(left_out)
+
+
+def settle(
+    root: Path, kind: Kind, mirror: Sequence[sources.Source], options: Sequence[str]
+) -> None:
     """Folders, links, the user and apt's mirror in, identities and logs out."""
     for path, mode in kind.folders.items():
         (root / path).mkdir(parents=True)
@@ -164,7 +182,7 @@ def settle(root: Path, kind: Kind, mirror: Sequence[sources.Source]) -> None:
     for leftover in folder.iterdir():
         leftover.unlink()
     (folder / "debian.sources").write_text(sources.render(mirror))
-    options = sources.host_apt_options()
+    (apt / "apt.conf.d" / "99mmdebstrap").unlink(missing_ok=True)  # what it was made with
     if options:
         (apt / "apt.conf.d" / "90-site").write_text("\n".join(options) + "\n")
     (apt / "apt.conf.d" / "80-container").write_text(

@@ -18,6 +18,7 @@ from mayfly.base.place import Place, place
 from mayfly.base.platform import OWN, Platform, name_of
 from mayfly.base.push import push
 from mayfly.config import Config, site_certificates
+from mayfly.debian.bootstrap import need_root
 from mayfly.errors import InfrastructureError, Unreachable
 
 _ACCEPTED = f"{oci.MANIFEST}, {oci.INDEX}"
@@ -66,6 +67,8 @@ def publish(
     if not missing:
         progress(f"base image {kind} is in the registry")
         return Published(f"{repository}:latest", there.digest)
+    need_root()
+    config.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".base-", dir=config.state) as folder:
 
         def send(layout: Path, target: str) -> str:

@@ -79,13 +79,12 @@ def probes(table: Sequence[Service]) -> str:
 
 def probe(data: Mapping[str, Any]) -> Probe:
     """A probe as `probes` wrote it."""
-    address, authority = data["address"], data["authority"]
+    address = data["address"]
     return Probe(
         Path(address) if address.startswith("/") else address,
         data["path"],
         frozenset(data["statuses"]),
-        Path(authority) if authority else None,
-        data["name"],
+        data["tls"],
         data["line"],
     )
 
@@ -95,8 +94,7 @@ def _probe_json(found: Probe) -> Mapping[str, object]:
         "address": str(found.address),
         "path": found.path,
         "statuses": sorted(found.statuses),
-        "authority": str(found.authority) if found.authority else None,
-        "name": found.name,
+        "tls": found.tls,
         "line": found.line,
     }
 

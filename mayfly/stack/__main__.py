@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from mayfly import users
@@ -37,7 +38,8 @@ def main() -> int:
                 os.dup2(log.fileno(), starter.fileno())
 
     def progress(line: str) -> None:
-        print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", file=log)
+        with suppress(OSError):  # a full disk ends no program that others need
+            print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", file=log)
         tell(progress=line)
 
     def ready() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -87,11 +88,13 @@ def _edit(path: Path, change: Callable[[str], str]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Atomically; in place where that is not possible (a bind mount, a folder without room)."""
+    """Atomically; in place where the file cannot be replaced (a bind mount, a folder that nobody
+    may write to), and not where there is no room: then it would be emptied.
+    """
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError:
-        path.write_bytes(data)
+    except OSError as error:
+        _in_place(path, data, error)
         return
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -105,12 +108,18 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
-    except OSError:
+    except OSError as error:
         Path(name).unlink(missing_ok=True)
-        path.write_bytes(data)
+        _in_place(path, data, error)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _in_place(path: Path, data: bytes, error: OSError) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    path.write_bytes(data)
 
 
 @contextmanager

@@ -20,12 +20,6 @@ from mayfly.errors import MachineUnfit
 from mayfly.stack.files import PUBLIC, place
 
 
-def served(config: Config) -> Path:
-    """The file that vouches for what the public address serves: a CA, or the certificate itself."""
-    folder = config.state / "ca"
-    return folder / ("public.crt" if config.server.certificate else "ca.crt")
-
-
 def check(config: Config, now: datetime) -> tuple[bytes, bytes] | None:
     """Certificate and key, where the operator has named some.
 

@@ -13,7 +13,7 @@ import mayfly
 from mayfly import users
 from mayfly.config import S3, Config
 from mayfly.registry import distribution
-from mayfly.stack import own_certificate, seaweed
+from mayfly.stack import seaweed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Probe:
     `address` is a unix socket's path, or `HOST:PORT`. With `path`, HTTP GET of it must be answered
     with one of `statuses`; with `line`, something must be answered to that line. Without both it is
     enough that the connection is accepted, which says nothing of a program that hangs.
-    `authority` is a CA's file: speak TLS, and want a certificate for `name`.
+    `tls`: whose certificate it has, and whether that is still good, is not the question here. A
+    program is not ended for that.
     """
 
     address: Path | str
     path: str = ""
     statuses: frozenset[int] = frozenset()
-    authority: Path | None = None
-    name: str = ""
+    tls: bool = False
     line: str = ""
 
 
@@ -129,8 +129,7 @@ def table(config: Config, registry: Embedded | None, settings: Path) -> tuple[Se
                 reachable(config.server.listen),
                 "/v2/",
                 frozenset({401 if registry else 404}),
-                own_certificate.served(config),
-                config.server.name,
+                tls=True,
             ),
             listen=config.server.listen,
             version=version,

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from mayfly.base import KINDS
+from mayfly.base.make import public
 from mayfly.base.site import READERS, Machine, Site, read, secret
+from mayfly.debian.sources import Source
 
 MIRROR = "https://mirror.example.org"
 
@@ -107,3 +109,15 @@ def test_what_cannot_be_parsed_is_not_there(machine: Machine) -> None:
     put(machine.home / ".cargo/config.toml", "[[[")
     put(machine.home / ".config/go/env", "\0\n")
     assert read(("cargo", "go", "pip"), machine) == Site({}, {})
+
+
+def test_of_apts_settings_none_with_a_password_is_in_an_image() -> None:
+    mirror = [
+        Source(("https://ci:hush@mirror.example/debian", "http://open.example"), ("trixie",), ()),
+        Source(("https://ci:hush@other.example",), ("trixie",), ()),
+    ]
+    options = ('Acquire::http::Proxy "http://ci:hush@proxy:3128";', 'Acquire::Retries "3";')
+    kept, open_options, left_out = public(mirror, options)
+    assert [each.uris for each in kept] == [("http://open.example",)]
+    assert open_options == (options[1],)
+    assert left_out == ("apt's Acquire::http::Proxy", "an address of apt's sources")

@@ -27,7 +27,7 @@ EDGE = Service(
     cwd=Path("/"),
     env={"SECRET": 'a "b" \\ $c %d', "MAYFLY_CONFIG": "/x"},
     needs=(Path("/opt/with space"),),
-    ready=Probe("127.0.0.1:5000", "/v2/", frozenset({401}), Path("/ca.crt"), "localhost"),
+    ready=Probe("127.0.0.1:5000", "/v2/", frozenset({401}), tls=True),
     listen="127.0.0.1:5000",
 )
 HOST = Service(

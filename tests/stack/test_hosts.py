@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def test_a_bind_mount_is_written_in_place(file: Path) -> None:
     )  # fmt: skip
     assert file.read_bytes().endswith(b"# mayfly /var/lib/mayfly\n")
     assert target.read_bytes() == b""
+
+
+def test_a_full_disk_does_not_empty_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InfrastructureError, match="No space left"):
+        hosts.add(CONFIG, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
