@@ -86,6 +86,7 @@ class Reconciler:
         self._creating: dict[str, asyncio.Task[None]] = {}
         self._destroying: dict[str, asyncio.Task[None]] = {}
         self._destroyed: set[str] = set()
+        # Runners whose want of memory is being seen to: by growing, or by an end.
         self._growing: dict[str, asyncio.Task[None]] = {}
         self._not_growing: set[str] = set()
         self._told: dict[str, set[str]] = {}

@@ -28,6 +28,8 @@ LONGEST_STATE = 107 - max(map(len, SOCKETS))
 """Bytes; unix sockets' addresses have no more room (unix(7))."""
 
 LEFT = ("lost+found", ".version.", ".base-")
+"""How names begin that a file system has of its own, or that killed attempts have left."""
+
 KNOWN = {folder.path.partition("/")[0] for folder in users.FOLDERS} | {
     "admin.auth.json",
     "admin.token",
@@ -64,7 +66,6 @@ def check_state(state: Path) -> None:
     try:
         version = read(state / "version")
         entries = {entry.name for entry in state.iterdir()} if state.is_dir() else set()
-        # A file system's own, and what attempts that were killed have left.
         entries = {name for name in entries if not name.startswith(LEFT)}
     except OSError as error:
         raise Conflict(f"{state} cannot be read: {error.strerror}") from None

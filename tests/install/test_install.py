@@ -234,15 +234,20 @@ def test_what_fails_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) 
     assert content(root) == before
 
 
-def test_an_interrupt_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places, before = quick(root, monkeypatch), content(root)
+def ends_after_the_code(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """From now on `error` comes when the installed code has done its part."""
     hear = apart.hear
 
-    def interrupted(*words: Any, **options: Any) -> Any:
+    def ending(*words: Any, **options: Any) -> Any:
         hear(*words, **options)
-        raise KeyboardInterrupt
+        raise error
 
-    monkeypatch.setattr(apart, "hear", interrupted)
+    monkeypatch.setattr(apart, "hear", ending)
+
+
+def test_an_interrupt_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, before = quick(root, monkeypatch), content(root)
+    ends_after_the_code(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         install(places)
     assert content(root) == before
@@ -257,16 +262,11 @@ def test_data_that_was_there_before_an_interrupt_stays(
     image = root / "var/lib/mayfly/s3/image"
     image.write_text("the only one")
     assert uninstall(places, True, print)
-    hear = apart.hear
-
-    def interrupted(*words: Any, **options: Any) -> Any:
-        hear(*words, **options)
-        raise KeyboardInterrupt
 
     def fails(*words: Any) -> Any:
         raise OSError(28, "No space left on device", "/etc/hosts")
 
-    monkeypatch.setattr(apart, "hear", interrupted)
+    ends_after_the_code(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         install(places)
     assert image.read_text() == "the only one"
@@ -302,12 +302,7 @@ def test_settings_are_kept_with_what_runs_by_them(
     """Also where what comes after them (golden image and template) fails."""
     places, hear = quick(root, monkeypatch), apart.hear
     install(places)
-
-    def fails_later(*words: Any, **options: Any) -> Any:
-        hear(*words, **options)
-        raise InfrastructureError("no template")
-
-    monkeypatch.setattr(apart, "hear", fails_later)
+    ends_after_the_code(monkeypatch, InfrastructureError("no template"))
     options = {"listen": "", "public_port": 443}
     with pytest.raises(InfrastructureError, match="no template"):
         install(places, {"MAYFLY_METRICS__PASSWORD": "hush"}, **options)
