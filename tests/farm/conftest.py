@@ -64,6 +64,11 @@ disk_gb = 16
 """
 
 
+def cached(log: str) -> set[str]:
+    """The numbers of the steps that BuildKit calls CACHED. Our own lines have the word too."""
+    return set(re.findall(r"^#(\d+) CACHED$", log, re.MULTILINE))
+
+
 @dataclass
 class Farm:
     """The farm as a person at a terminal has it. `prefix` stands before each of its commands."""

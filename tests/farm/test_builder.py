@@ -110,12 +110,23 @@ class Docker:
         return dict(one)
 
     def connect(self, name: str) -> socket.socket:
-        """A connection of a client that has said hello, and stays."""
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(60)
-        client.connect(self.listed(name)["address"].removeprefix("unix://"))
-        client.sendall(HELLO)
-        return client
+        """A connection of a client that has said hello, and stays. It tries until it gets in, as
+        docker's does.
+        """
+
+        def tried() -> socket.socket | None:
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(60)
+            try:
+                client.connect(self.listed(name)["address"].removeprefix("unix://"))
+            except OSError:
+                client.close()
+                return None
+            client.sendall(HELLO)
+            return client
+
+        connected: socket.socket = self.farm.until(tried)
+        return connected
 
 
 @pytest.fixture
@@ -180,12 +191,12 @@ def test_two_builders_are_two_runners_and_removing_one_cuts_it(
             assert docker.buildx("inspect", "first", check=False).returncode == 1
             farm.until(lambda: len(farm.vms()) == 1)
             # The program is killed: what is connected is cut, the next connection has a new runner.
-            os.kill(farm.pid("builders"), signal.SIGKILL)
+            killed = farm.pid("builders")
+            os.kill(killed, signal.SIGKILL)
             while two.recv(65536):
                 pass
         left = docker.listed(second)["lease"]
-        farm.until(lambda: farm.pid("builders"))
-        farm.until(Path(docker.listed(second)["address"].removeprefix("unix://")).is_socket)
+        farm.until(lambda: farm.pid("builders") not in (0, killed))
         with docker.connect(second) as again:
             assert again.recv(9)[3] == 4
             assert docker.listed(second)["lease"] != left

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.farm.conftest import Farm
+from tests.farm.conftest import Farm, cached
 
 pytestmark = [pytest.mark.vm, pytest.mark.services, pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -69,8 +69,8 @@ def example(farm: Farm, tmp_path: Path) -> Example:
 def steps(said: str) -> dict[str, bool]:
     """The Dockerfile's steps in plain progress, but for FROM: whether each came from the cache."""
     names = dict(re.findall(r"^#(\d+) \[(?!internal\])[^\]]*\] (?!FROM )(.*)$", said, re.M))
-    cached = set(re.findall(r"^#(\d+) CACHED$", said, re.M))
-    return {name: number in cached for number, name in names.items()}
+    old = cached(said)
+    return {name: number in old for number, name in names.items()}
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.build.result import AGAIN
 from mayfly.pid import ProcessId
 from mayfly.stack import running
 from tests.farm.conftest import Farm
@@ -21,7 +22,15 @@ from tests.farm.conftest import Farm
 pytestmark = [pytest.mark.vm, pytest.mark.services]
 
 Context = Callable[[str], Path]
-AGAIN = "connecting again to the same VM, where finished steps are CACHED"
+
+
+def after_the_loss(output: str) -> str | None:
+    """What a build said after it had lost its way to the runner; None when it never did. That
+    BuildKit did not begin in time, which a machine with too much to do can bring about, is no loss.
+    """
+    parts = re.split(f"^.* was lost: {AGAIN}$", output, flags=re.MULTILINE)
+    assert len(parts) <= 2, output
+    return parts[1] if len(parts) == 2 else None
 
 
 @contextmanager
@@ -86,8 +95,8 @@ def test_a_build_goes_on_undisturbed_when_a_program_dies(
         kill(farm, program)
         assert farm.vms() == runners, "adopted"
         output = finished(farm, build, runners, told)
-    assert AGAIN not in output
-    assert json.loads(told.read_text())["mayfly"]["reconnects"] == 0
+    assert after_the_loss(output) is None
+    assert json.loads(told.read_text())["mayfly"]["reconnects"] == output.count(AGAIN)
 
 
 def test_a_build_finishes_on_the_same_vm_when_the_edge_dies(
@@ -99,11 +108,11 @@ def test_a_build_finishes_on_the_same_vm_when_the_edge_dies(
         runners = farm.vms()
         kill(farm, "edge")
         output = finished(farm, build, runners, told)
-    assert output.count(AGAIN) == 1
-    again = output.partition(AGAIN)[2]
+    again = after_the_loss(output)
+    assert again is not None, output
     assert re.search(r"#(\d+) \[2/3\] RUN echo the first one\n#\1 CACHED\n", again), output
     mayfly = json.loads(told.read_text())["mayfly"]
-    assert mayfly["reconnects"] == 1
+    assert mayfly["reconnects"] == output.count(AGAIN)
     assert mayfly["attempts"] == [{"size": "t2", "outcome": "succeeded"}]
 
 
@@ -120,7 +129,7 @@ def test_a_build_finishes_when_everything_beside_its_vm_dies(
             os.kill(pid, signal.SIGKILL)
         farm.mayfly("up", "--detach")
         output = finished(farm, build, runners, told)
-    assert output.count(AGAIN) == 1
+    assert after_the_loss(output) is not None, output
 
 
 def test_a_client_that_was_killed_is_found_lost_and_leaves_no_process(
