@@ -69,9 +69,9 @@ def ensure(progress: Progress, cache: Path | None = None) -> Path:
 
     Takes minutes, and calls `progress` with a line of text at least every 10 s of them.
     Two callers at once: the second waits and finds the first one's work. The programs of other
-    pins are removed. Raises MachineUnfit where no Go compiler can be had, and
-    InfrastructureError, with the compiler's last lines, when a build fails; the cache is then as
-    it was.
+    pins are removed, unless a farm runs one of them. Raises MachineUnfit where no Go compiler can
+    be had, and InfrastructureError, with the compiler's last lines, when a build fails; the cache
+    is then as it was.
     """
     cache = cache or _default_cache()
     folder = _folder(cache)
@@ -82,9 +82,20 @@ def ensure(progress: Progress, cache: Path | None = None) -> Path:
                 _build(cache, folder, progress)
                 progress(f"the tools are in {folder / 'bin'}")
             for other in folder.parent.iterdir():
-                if other.is_dir() and other != folder:
+                if other.is_dir() and other != folder and not _runs(other):
                     shutil.rmtree(other)
     return folder / "bin"
+
+
+def _runs(folder: Path) -> bool:
+    """Whether a process that we may look at runs a program of these."""
+    for exe in Path("/proc").glob("[0-9]*/exe"):
+        try:
+            if exe.readlink().is_relative_to(folder):
+                return True
+        except OSError:  # it has ended, or is not ours
+            continue
+    return False
 
 
 def _default_cache() -> Path:

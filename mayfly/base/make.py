@@ -105,7 +105,7 @@ def _make(
     tools = site.read(kind.site, site.Machine(os.environ, Path.home()))
     apt_sources, apt_options, apt_left_out = public(mirror, sources.host_apt_options())
     for setting in (*tools.left_out, *apt_left_out):
-        progress(f"{setting} has a password in it and stays out of the image")
+        progress(f"{setting}, and stays out of the image")
     env = {**environment(kind, trusting=bool(certificates)), **tools.env}
     settle(root, kind, apt_sources, apt_options)
     if kind.wheel:
@@ -153,15 +153,17 @@ def packages_digest(packages: Sequence[Package]) -> str:
 def public(
     mirror: Sequence[sources.Source], options: Sequence[str]
 ) -> tuple[tuple[sources.Source, ...], tuple[str, ...], tuple[str, ...]]:
-    """Of apt's sources and options those that everybody may read, and what the others are."""
+    """Of apt's sources and options those that are for an image, and what the others are."""
     kept = [
-        replace(each, uris=tuple(u for u in each.uris if not site.secret(u))) for each in mirror
+        replace(each, uris=tuple(uri for uri in each.uris if not site.unfit(uri)))
+        for each in mirror
     ]
-    open_options = tuple(option for option in options if not site.secret(option))
-    left_out = [f"apt's {option.split()[0]}" for option in options if site.secret(option)]
-    if kept != list(mirror):
-        left_out.append("an address of apt's sources")
-    return tuple(each for each in kept if each.uris), open_options, tuple(left_out)
+    _, left_out = site.fit("apt", {option.split()[0]: option for option in options})
+    uris = {uri for each in mirror for uri in each.uris}
+    reasons = sorted({reason for uri in uris if (reason := site.unfit(uri))})
+    left_out += tuple(f"an address of apt's sources {reason}" for reason in reasons)
+    open_options = tuple(option for option in options if not site.unfit(option))
+    return tuple(each for each in kept if each.uris), open_options, left_out
 
 
 def settle(

@@ -2,7 +2,8 @@
 
 A site with a mirror of PyPI, npm, crates.io or Go's modules has told the tools on this machine;
 images made here know it as well, and no Dockerfile says a word. Addresses alone are taken, never
-one with a password in it: an image is for everybody who may pull it.
+one with a password in it, since an image is for everybody who may pull it, and never one at
+loopback, where a build finds nobody but itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Files (path in the image to text), environment, and what was left out for its password."""
+    """Files (path in the image to text), environment, and what was left out, with the reason."""
 
     files: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
@@ -59,15 +60,20 @@ def read(tools: Collection[str], machine: Machine) -> Site:
     return Site(files, env, tuple(left_out))
 
 
-def secret(address: str) -> bool:
-    """Whether an address, or one of a list of them, has a user or a password in it."""
-    return re.search(r"//[^/\s,|]*@", address) is not None
+def unfit(address: str) -> str:
+    """Why an address, or one of a list of them, is not for an image; empty when it is."""
+    if re.search(r"//[^/\s,|]*@", address):
+        return "has a password in it"
+    if re.search(r"//(127(\.\d+){3}|localhost|\[::1\])(?![\w.-])", address, re.IGNORECASE):
+        return "is at this machine's loopback"
+    return ""
 
 
-def _open(tool: str, settings: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The settings without a password in them, and what to say of the others."""
-    kept = {name: value for name, value in settings.items() if not secret(value)}
-    return kept, tuple(f"{tool}'s {name}" for name in settings if name not in kept)
+def fit(tool: str, settings: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The settings that are for an image, and what to say of the others."""
+    bad = {name: reason for name, value in settings.items() if (reason := unfit(value))}
+    kept = {name: value for name, value in settings.items() if name not in bad}
+    return kept, tuple(f"{tool}'s {name} {reason}" for name, reason in bad.items())
 
 
 def _pip(machine: Machine) -> Site:
@@ -86,7 +92,7 @@ def _pip(machine: Machine) -> Site:
     for name in ("index-url", "extra-index-url"):
         if value := machine.env.get(f"PIP_{name.upper().replace('-', '_')}", "").split():
             found[name] = " ".join(value)
-    kept, left_out = _open("pip", found)
+    kept, left_out = fit("pip", found)
     lines = [f"{name} = {value}\n" for name, value in kept.items()]
     return Site(
         {"etc/pip.conf": "".join(["[global]\n", *lines])} if kept else {}, left_out=left_out
@@ -108,7 +114,7 @@ def _npm(machine: Machine) -> Site:
     for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY"):
         if machine.env.get(name):
             found["registry"] = machine.env[name]
-    kept, left_out = _open("npm", found)
+    kept, left_out = fit("npm", found)
     lines = ["prefix=/usr/local\n", *(f"{name}={value}\n" for name, value in kept.items())]
     return Site({"usr/local/lib/node_modules/npm/npmrc": "".join(lines)}, left_out=left_out)
 
@@ -131,7 +137,7 @@ def _cargo(machine: Machine) -> Site:
             if not isinstance(settings, dict):
                 continue
             found = {n: settings[n] for n in names if isinstance(settings.get(n), str)}
-            kept, bad = _open(f"cargo's {section}.{entry}", found)
+            kept, bad = fit(f"cargo's {section}.{entry}", found)
             left_out += bad
             if kept:
                 lines.append(f"[{section}.{json.dumps(entry)}]\n")
@@ -150,7 +156,7 @@ def _go(machine: Machine) -> Site:
         pairs = (line.partition("=") for line in text.splitlines())
         found |= {name: value for name, _, value in pairs if name in names and value}
     found |= {name: machine.env[name] for name in names if machine.env.get(name)}
-    kept, left_out = _open("Go", found)
+    kept, left_out = fit("Go", found)
     return Site(env=kept, left_out=left_out)
 
 

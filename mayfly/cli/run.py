@@ -85,6 +85,8 @@ def run(
         async with client.from_environment(settings) as api:
             return await story.run(wanted, api, settings, os.environ, show)
 
+    if result:
+        story.forget_result(Path(result))
     ended = asyncio.run(go())
     if result:
         story.write_result(Path(result), ended)

@@ -133,6 +133,7 @@ def host_sources(suite: str, root: Path = Path("/")) -> list[Source]:
             found += parse_one_line(path.read_text())
         elif path.suffix == ".sources" and path.is_file():
             found += parse_deb822(path.read_text())
+    found = [replace(s, uris=tuple(_listed(uri, root) for uri in s.uris)) for s in found]
     chosen = retarget(found, _codename(root), suite)
     if not any(suite in source.suites for source in chosen):
         raise MachineUnfit(
@@ -140,6 +141,21 @@ def host_sources(suite: str, root: Path = Path("/")) -> list[Source]:
             hint="golden and base images are made on Debian; add a signed Debian entry there",
         )
     return chosen
+
+
+def _listed(uri: str, root: Path) -> str:
+    """The first mirror of a list (apt-transport-mirror(1)), as clouds' images have them: no image
+    has that file. Anything else, or a list that cannot be read, is as it was.
+    """
+    scheme, _, path = uri.partition(":")
+    if scheme != "mirror+file":
+        return uri
+    try:
+        lines = (root / path.lstrip("/")).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return uri
+    words = (line.split() for line in lines if not line.lstrip().startswith("#"))
+    return next((first for first, *_ in filter(None, words)), uri)
 
 
 def _codename(root: Path) -> str:

@@ -19,8 +19,8 @@ from mayfly import golden
 from mayfly.config import Config
 from mayfly.doctor import speed
 from mayfly.doctor.check import Check, as_root, fail, ok, warn
-from mayfly.errors import MachineUnfit
-from mayfly.host import cgroup, machine
+from mayfly.errors import InfrastructureError, MachineUnfit
+from mayfly.host import cgroup, forwarding, machine
 from mayfly.host import network as networks
 from mayfly.ladder import physical
 from mayfly.model import GIB
@@ -183,51 +183,28 @@ def network(config: Config) -> Iterator[Check]:
             yield fail(name, f"cannot be used: {said}", f"modprobe -a {_MODULES}")
         else:
             yield ok(name, "a trial stood and is gone")
-    yield from _firewall()
+    yield from _firewall(config)
     if networks.FORWARD.read_text().strip() != "1":
         yield ok("forwarding", "off; `mayfly up` turns it on for as long as it runs")
     else:
         yield ok("forwarding", "on")
 
 
-def _firewall() -> Iterator[Check]:
+def _firewall(config: Config) -> Iterator[Check]:
     """Docker and firewalls set the forward chain to drop, and runners' packets with it."""
-    listed = _output("nft", "list", "chains")
-    dropping = [
-        line.split()[1] for line in _chains(listed) if "hook forward" in line and "drop" in line
-    ]
-    foreign = [chain for chain in dropping if not chain.startswith("mayfly")]
-    if foreign:
+    try:
+        found = asyncio.run(forwarding.obstacles(config))
+    except (OSError, InfrastructureError) as error:
+        yield warn("firewall", f"not looked at: {error}", "apt-get install nftables")
+        return
+    for obstacle in found:
         yield warn(
             "firewall",
-            f"a forward chain of table {', '.join(foreign)} drops what nobody allows, so that "
-            "runners reach nothing",
-            "iptables -I FORWARD -i 'mf+' -j ACCEPT; iptables -I FORWARD -o 'mf+' -m conntrack "
-            "--ctstate ESTABLISHED,RELATED -j ACCEPT",
+            f"{obstacle.chain} drops what nobody allows, so that runners reach nothing",
+            obstacle.mend,
         )
-    else:
+    if not found:
         yield ok("firewall", "no forward chain of others stands in the way")
-
-
-def _chains(listed: str) -> Iterator[str]:
-    """`TABLE` of each chain, with the line that says its hook and policy."""
-    table = ""
-    for line in map(str.strip, listed.splitlines()):
-        if line.startswith("table "):
-            table = line.split()[2]
-        elif line.startswith("type "):
-            yield f"table {table} {line}"
-
-
-def _output(*argv: str) -> str:
-    try:
-        done = subprocess.run(
-            argv, env={**os.environ, "PATH": PATH}, capture_output=True, text=True,
-            timeout=TRIAL_S, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
 
 
 def _tried(*argv: str, stdin: str = "") -> str:

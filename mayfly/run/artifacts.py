@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -84,30 +85,33 @@ def _fits(part: str, wanted: str) -> bool:
 def take(source: IO[bytes], patterns: Sequence[str], folder: Path, below: str = "") -> Taken:
     """Write the artifacts in a tar to `folder`, over what is there; `below` is where in the tar.
 
-    Entries that were not asked for, and links and devices, are refused. Raises `UsageError` when a
-    file cannot be written here.
+    Entries that were not asked for, and links and devices, are refused, but for hard links to what
+    was taken before. Raises `UsageError` when a file cannot be written here.
     """
-    taken = Taken()
+    taken, here = Taken(), set[str]()
     try:
         with tarfile.open(fileobj=source, mode="r|") as tar:
             for entry in tar:
-                path = os.path.normpath(entry.name).removeprefix("./")
-                if below and not path.startswith(f"{below}/"):
-                    continue
-                path = path.removeprefix(f"{below}/") if below else path
-                if entry.isdir():
+                path = _place(entry.name, below)
+                if not path or entry.isdir():
                     continue
                 if path.startswith("/") or not asked_for(path, patterns) or ".." in path.split("/"):
                     taken.refused.append(f"{path!a}: nobody asked for it")
-                elif (
-                    not entry.isreg()
-                    or entry.issparse()  # a few bytes could stand for a whole disk
-                    or (data := tar.extractfile(entry)) is None
-                ):
+                    continue
+                make: Callable[[Path], None] | None = None
+                if entry.islnk():
+                    if (first := _place(entry.linkname, below)) in here:
+                        make = partial(os.link, folder / first)
+                # Of a sparse file a few bytes could stand for a whole disk.
+                elif entry.isreg() and not entry.issparse() and (data := tar.extractfile(entry)):
+                    mode = 0o777 if entry.mode & 0o100 else 0o666
+                    make = partial(_copy, data, mode=mode & ~_umask())
+                if make is None:
                     taken.refused.append(f"{path!a}: it is no plain file")
-                else:
-                    _write(folder, path, data, executable=bool(entry.mode & 0o100))
-                    taken.files.append(path)
+                    continue
+                _put(folder, path, make)
+                here.add(path)
+                taken.files.append(path)
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # it raises them all
         taken.refused.append(f"the rest: it cannot be read: {error}")
     return taken
@@ -122,7 +126,15 @@ def tell(taken: Taken, patterns: Sequence[str], show: Callable[[str], None]) -> 
         show(f"warning: refused {reason}")
 
 
-def _write(folder: Path, path: str, data: IO[bytes], *, executable: bool) -> None:
+def _place(name: str, below: str) -> str:
+    """Where an entry of a tar belongs; empty when it is not `below` there."""
+    path = os.path.normpath(name).removeprefix("./")
+    if not below:
+        return path
+    return path.removeprefix(f"{below}/") if path.startswith(f"{below}/") else ""
+
+
+def _put(folder: Path, path: str, make: Callable[[Path], None]) -> None:
     """One file, whole or not at all; folders on the way are made, links on it refused."""
     target, here = folder / path, folder
     try:
@@ -131,16 +143,20 @@ def _write(folder: Path, path: str, data: IO[bytes], *, executable: bool) -> Non
             if here.is_symlink():
                 raise UsageError(f"artifact {path}: {here.relative_to(folder)} is a link here")
             here.mkdir(exist_ok=True)
-        partial = here / f".mayfly-{os.getpid()}.partial"
+        new = here / f".mayfly-{os.getpid()}.partial"
         try:
-            with partial.open("xb") as file:
-                shutil.copyfileobj(data, file)
-            partial.chmod((0o777 if executable else 0o666) & ~_umask())
-            partial.replace(target)
+            make(new)
+            new.replace(target)
         finally:
-            partial.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"artifact {path} cannot be written here: {error.strerror}") from None
+
+
+def _copy(data: IO[bytes], new: Path, *, mode: int) -> None:
+    with new.open("xb") as file:
+        shutil.copyfileobj(data, file)
+    new.chmod(mode)
 
 
 def _umask() -> int:

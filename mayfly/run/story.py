@@ -53,6 +53,17 @@ async def run(
         return Ended(result, output.status, tuple(output.unread))
 
 
+def forget_result(file: Path) -> None:
+    """Remove what an earlier run has written there: a run that ends without a result has none.
+    Raises `UsageError` when it stays.
+    """
+    try:
+        if file.is_file() and not file.is_symlink():
+            file.unlink()
+    except OSError as error:
+        raise UsageError(f"--result {file} cannot be written: {error.strerror}") from None
+
+
 def write_result(file: Path, ended: Ended) -> None:
     """What became of the run, as JSON. Raises `UsageError` when it cannot be written."""
     told = {

@@ -24,8 +24,13 @@ from mayfly.stack.prepare import prepare
 def main() -> int:
     """Supervise until SIGTERM. Errors go to whoever started it, and to the log."""
     config = Config.model_validate_json(sys.stdin.read())
-    users.make_folders(config.state)
-    log = (config.state / "log" / "supervisor.log").open("a", buffering=1)
+    try:
+        users.make_folders(config.state)
+        log = (config.state / "log" / "supervisor.log").open("a", buffering=1)
+    except OSError as error:
+        unwritable = lifecycle.unwritable(error)
+        print(json.dumps({"error": apart.told(unwritable)}))
+        return unwritable.exit_status
     os.dup2(log.fileno(), sys.stderr.fileno())
     starter = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())

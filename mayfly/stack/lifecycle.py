@@ -7,13 +7,14 @@ import contextlib
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from mayfly import users
 from mayfly.config import Config
-from mayfly.errors import InfrastructureError, MachineUnfit
+from mayfly.errors import Conflict, InfrastructureError, MachineUnfit
 from mayfly.host.runners import teardown
 from mayfly.stack import (
     apart,
@@ -111,7 +112,7 @@ async def supervised(
     try:
         users.make_folders(config.state)
     except OSError as error:
-        raise _unwritable(error) from None
+        raise unwritable(error) from None
     with record.lock(config.run):
         table = make_state(config, datetime.now(UTC))
         hosts.add(config)
@@ -129,7 +130,7 @@ async def supervised(
                 try:
                     secrets.ensure(config, datetime.now(UTC))
                 except OSError as error:
-                    progress(str(_unwritable(error)))
+                    progress(str(unwritable(error)))
                 except MachineUnfit as error:  # the operator's certificate, as it is now
                     progress(str(error))
 
@@ -154,7 +155,7 @@ def make_state(config: Config, now: datetime) -> tuple[Service, ...]:
     try:
         return _make_state(config, now)
     except OSError as error:
-        raise _unwritable(error) from None
+        raise unwritable(error) from None
 
 
 def _make_state(config: Config, now: datetime) -> tuple[Service, ...]:
@@ -170,7 +171,8 @@ def _make_state(config: Config, now: datetime) -> tuple[Service, ...]:
     return services.table(config, embedded, settings.write(config))
 
 
-def _unwritable(error: OSError) -> InfrastructureError:
+def unwritable(error: OSError) -> InfrastructureError:
+    """What to say when something of the state cannot be written."""
     return InfrastructureError(f"{error.filename} cannot be written: {error.strerror}")
 
 
@@ -190,34 +192,61 @@ def down(config: Config, purge: bool, progress: Progress) -> None:
     """Stop everything of this state, VMs included; with `purge` remove the state as well.
 
     Idempotent: what is not there is not missed. The hosts line goes, and the network is as it was.
-    Raises `Conflict` when the folder is not a Mayfly state (nothing is removed then), and
-    `InfrastructureError` when something does not end.
+    Of the state only what Mayfly has put there is removed; its folder stays where that holds
+    something else, is a link, or is a file system of its own.
+
+    Raises `Conflict` when the folder is not a Mayfly state (nothing is removed then) or somebody
+    starts it at this moment, and `InfrastructureError` when something does not end.
     """
     preflight.check_state(config.state)
     if not config.state.is_dir():
         hosts.remove(config)
         return
-    asyncio.run(_down(config, progress))
-    if purge:
-        progress(f"removing {config.state}")
-        try:
-            shutil.rmtree(config.state)
-        except OSError as error:
-            raise InfrastructureError(
-                f"{error.filename} cannot be removed: {error.strerror}"
-            ) from None
+    asyncio.run(_down(config, purge, progress))
 
 
-async def _down(config: Config, progress: Progress) -> None:
+async def _down(config: Config, purge: bool, progress: Progress) -> None:
     found = record.load(config.run)
-    if found is not None:
-        supervisor = Process.find(found.supervisor)
-        if supervisor is not None:
-            progress(f"stopping the supervisor (process {found.supervisor.pid})")
-            await supervisor.stop(STOP_S)
+    supervisor = Process.find(found.supervisor) if found else None
+    if supervisor is not None:
+        progress(f"stopping the supervisor (process {supervisor.identity.pid})")
+        await supervisor.stop(STOP_S)
+    with _nobody_starting(config):
         left = record.load(config.run)
         for name in await supervise.end_all(left.services if left else {}):
             progress(f"{name}: was left running; ended")
         record.path(config.run).unlink(missing_ok=True)
-    await teardown(config)
-    hosts.remove(config)
+        await teardown(config)
+        hosts.remove(config)
+        if purge:
+            _purge(config.state, progress)
+
+
+@contextlib.contextmanager
+def _nobody_starting(config: Config) -> Iterator[None]:
+    """What a supervisor has for as long as it runs, and before it has written itself down."""
+    with contextlib.ExitStack() as held:
+        if config.run.is_dir():
+            try:
+                held.enter_context(record.lock(config.run))
+            except Conflict:
+                raise Conflict(
+                    "Mayfly is just starting here", hint="`mayfly down` again in a moment"
+                ) from None
+        yield
+
+
+def _purge(state: Path, progress: Progress) -> None:
+    progress(f"removing {state}")
+    try:
+        for entry in state.iterdir():
+            if not preflight.ours(entry.name):
+                progress(f"{entry} is not Mayfly's and stays")
+            elif entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if not (state.is_symlink() or state.is_mount() or any(state.iterdir())):
+            state.rmdir()
+    except OSError as error:
+        raise InfrastructureError(f"{error.filename} cannot be removed: {error.strerror}") from None

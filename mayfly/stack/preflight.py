@@ -27,8 +27,11 @@ SOCKETS = (
 LONGEST_STATE = 107 - max(map(len, SOCKETS))
 """Bytes; unix sockets' addresses have no more room (unix(7))."""
 
-LEFT = ("lost+found", ".version.", ".base-")
-"""How names begin that a file system has of its own, or that killed attempts have left."""
+LEFT = (".version.", ".base-")
+"""How names begin that killed attempts have left."""
+
+FILE_SYSTEMS = "lost+found"
+"""What a file system has of its own."""
 
 KNOWN = {folder.path.partition("/")[0] for folder in users.FOLDERS} | {
     "admin.auth.json",
@@ -61,12 +64,17 @@ def check(config: Config) -> None:
         raise MachineUnfit("\n".join(found))
 
 
+def ours(name: str) -> bool:
+    """Whether something of this name in a state is Mayfly's."""
+    return name in KNOWN or name.startswith(LEFT)
+
+
 def check_state(state: Path) -> None:
     """Return when `state` is Mayfly's, of this version, or not there; raises `Conflict`."""
     try:
         version = read(state / "version")
         entries = {entry.name for entry in state.iterdir()} if state.is_dir() else set()
-        entries = {name for name in entries if not name.startswith(LEFT)}
+        foreign = {name for name in entries - {FILE_SYSTEMS} if not ours(name)}
     except OSError as error:
         raise Conflict(f"{state} cannot be read: {error.strerror}") from None
     if version is not None and version.decode(errors="replace").strip() != VERSION:
@@ -75,9 +83,9 @@ def check_state(state: Path) -> None:
             f"({version.decode(errors='replace').strip()[:20]}, this one has {VERSION})",
             hint="set MAYFLY_STATE to another folder, or remove it with the version that made it",
         )
-    if version is None and entries - KNOWN:
+    if version is None and foreign:
         raise Conflict(
-            f"{state} holds something else ({min(entries - KNOWN)})",
+            f"{state} holds something else ({min(foreign)})",
             hint="set MAYFLY_STATE to a folder of Mayfly's own",
         )
 

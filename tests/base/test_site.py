@@ -9,7 +9,7 @@ import pytest
 
 from mayfly.base import KINDS
 from mayfly.base.make import public
-from mayfly.base.site import READERS, Machine, Site, read, secret
+from mayfly.base.site import READERS, Machine, Site, read, unfit
 from mayfly.debian.sources import Source
 
 MIRROR = "https://mirror.example.org"
@@ -94,14 +94,27 @@ def test_an_address_with_a_password_stays_out_and_is_named(machine: Machine) -> 
     found = read(tuple(READERS), machine)
     assert "hush" not in "".join((*found.files.values(), *found.env.values()))
     assert not any("replace-with" in text for text in found.files.values())
-    assert set(found.left_out) == {
-        "pip's extra-index-url", "npm's registry", "Go's GOPROXY", "cargo's source.m's registry",
-    }  # fmt: skip
+    names = (
+        "pip's extra-index-url",
+        "npm's registry",
+        "Go's GOPROXY",
+        "cargo's source.m's registry",
+    )
+    assert set(found.left_out) == {f"{name} has a password in it" for name in names}
 
 
 def test_an_at_sign_in_a_path_is_no_password() -> None:
-    assert not secret(f"{MIRROR}/@team/")
-    assert secret("direct,https://a@b/")
+    assert not unfit(f"{MIRROR}/@team/")
+    assert unfit("direct,https://a@b/") == "has a password in it"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:3142", "localhost/x", "LOCALHOST", "[::1]:80"])
+def test_what_is_at_loopback_here_stays_out(machine: Machine, host: str) -> None:
+    put(machine.root / "etc/pip.conf", f"[global]\nindex-url = http://{host}\n")
+    found = read(("pip",), machine)
+    assert found == Site(left_out=("pip's index-url is at this machine's loopback",))
+    for other in ("http://127.example.org", "http://localhost.example.org/"):
+        assert not unfit(other)
 
 
 def test_what_cannot_be_parsed_is_not_there(machine: Machine) -> None:
@@ -120,4 +133,13 @@ def test_of_apts_settings_none_with_a_password_is_in_an_image() -> None:
     kept, open_options, left_out = public(mirror, options)
     assert [each.uris for each in kept] == [("http://open.example",)]
     assert open_options == (options[1],)
-    assert left_out == ("apt's Acquire::http::Proxy", "an address of apt's sources")
+    assert left_out == (
+        "apt's Acquire::http::Proxy has a password in it",
+        "an address of apt's sources has a password in it",
+    )
+    proxy = ('Acquire::http::Proxy "http://127.0.0.1:3142";',)
+    assert public([], proxy) == (
+        (),
+        (),
+        ("apt's Acquire::http::Proxy is at this machine's loopback",),
+    )

@@ -124,6 +124,20 @@ def test_a_machines_files_are_read(tmp_path: Path) -> None:
     assert sources.host_sources("trixie", tmp_path)[0].suites == ("trixie",)
 
 
+def test_a_clouds_list_of_mirrors_is_its_first_one(tmp_path: Path) -> None:
+    apt = tmp_path / "etc/apt"
+    (apt / "mirrors").mkdir(parents=True)
+    (tmp_path / "etc/os-release").write_text('VERSION_CODENAME="bookworm"\n')
+    (apt / "sources.list").write_text(
+        "deb mirror+file:/etc/apt/mirrors/debian.list bookworm main\n"
+    )
+    unread = ("mirror+file:/etc/apt/mirrors/debian.list",)
+    assert sources.host_sources("trixie", tmp_path)[0].uris == unread
+    listed = f"# ours\n\n{MIRROR}\tpriority:1\nhttp://other.example/debian\n"
+    (apt / "mirrors/debian.list").write_text(listed)
+    assert sources.host_sources("trixie", tmp_path)[0].uris == (MIRROR,)
+
+
 STATUS = """Package: a
 Status: install ok installed
 Architecture: amd64

@@ -25,7 +25,7 @@ from mayfly.doctor.check import Check, State
 from mayfly.errors import MachineUnfit
 from mayfly.golden import catalogue, recipe
 from mayfly.golden import manifest as manifests
-from mayfly.host import cgroup
+from mayfly.host import cgroup, forwarding
 from mayfly.host.machine import Machine
 from mayfly.model import GIB
 from mayfly.stack import Status
@@ -127,29 +127,24 @@ def _output(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_firewall_that_drops_what_is_forwarded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = """
-table ip filter {
-	chain INPUT {
-		type filter hook input priority filter; policy drop;
-	}
-	chain FORWARD {
-		type filter hook forward priority filter; policy %s;
-	}
-}
-table inet mayfly_abcd {
-	chain forward {
-		type filter hook forward priority -10; policy drop;
-	}
-}
-"""
-    monkeypatch.setattr(machine, "_output", lambda *_: listed % "drop")
-    (found,) = machine._firewall()
-    assert found.state is State.WARN
-    assert "table filter" in found.found
-    assert found.mend.startswith("iptables -I FORWARD")
-    monkeypatch.setattr(machine, "_output", lambda *_: listed % "accept")
-    assert states(machine._firewall()) == {"firewall": State.OK}
+def test_a_firewall_that_drops_what_is_forwarded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[forwarding.Obstacle] = []
+
+    async def obstacles(_: Config) -> tuple[forwarding.Obstacle, ...]:
+        return tuple(there)
+
+    monkeypatch.setattr(forwarding, "obstacles", obstacles)
+    assert states(machine._firewall(config(tmp_path))) == {"firewall": State.OK}
+    there.append(forwarding.Obstacle("ip filter FORWARD", "nft 'insert rule …'"))
+    (found,) = machine._firewall(config(tmp_path))
+    assert (found.state, found.mend) == (State.WARN, "nft 'insert rule …'")
+    assert "ip filter FORWARD drops" in found.found
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = machine._firewall(config(tmp_path))
+    assert (found.state, found.mend) == (State.WARN, "apt-get install nftables")
 
 
 def test_a_resolver_that_answers_is_told_from_one_that_does_not(

@@ -43,7 +43,11 @@ def run(farm: Farm, here: Path, *words: str) -> subprocess.CompletedProcess[str]
     )
 
 
-SCRIPT = "cat src/data.txt; ls -a; id -u; mkdir out; echo $A > out/made; echo oops >&2; exit 37"
+SCRIPT = """\
+cat src/data.txt; ls -a; id -u; echo oops >&2
+mkdir out; echo $A > out/made; ln -f out/made out/same
+exit 37
+"""
 
 
 def test_a_command_on_the_runners_own_system(farm: Farm, here: Path) -> None:
@@ -52,7 +56,7 @@ def test_a_command_on_the_runners_own_system(farm: Farm, here: Path) -> None:
     assert done.returncode == 37, done.stderr
     assert done.stdout == "data\n.\n..\nsrc\n1000\n"
     assert done.stderr.endswith("oops\n")
-    assert (here / "out/made").read_text() == "b c\n"
+    assert (here / "out/made").read_text() == (here / "out/same").read_text() == "b c\n"
     told = json.loads((here / "r.json").read_text())
     assert (told["outcome"], told["exit_status"], told["command_status"]) == ("failed", 37, 37)
     build = farm.json("status")["builds"][0]

@@ -76,6 +76,35 @@ def test_what_was_not_asked_for_is_not_written(
     ]
 
 
+def test_a_hard_link_is_one_to_what_came_before_and_to_nothing_else(tmp_path: Path) -> None:
+    made, folder = tmp_path / "made", tmp_path / "here"
+    (made / "out").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    (made / "out/a").write_text("a")
+    (made / "out/b").hardlink_to(made / "out/a")
+    (made / "mine").write_text("theirs")
+    (made / "out/c").hardlink_to(made / "mine")
+    words = (
+        "tar",
+        "-C",
+        made,
+        "--transform=s,^,x/,",
+        "-cf",
+        "-",
+        "out/a",
+        "out/b",
+        "mine",
+        "out/c",
+    )
+    packed = io.BytesIO(subprocess.run(words, capture_output=True, check=True).stdout)
+    taken = artifacts.take(packed, ("out",), folder, "x")
+    assert taken.files == ["out/a", "out/b"]
+    assert (folder / "out/b").samefile(folder / "out/a")
+    assert [reason.partition(":")[0] for reason in taken.refused] == ["'mine'", "'out/c'"]
+    assert (folder / "mine").read_text() == "mine"
+
+
 def test_a_link_on_the_way_is_not_followed(tmp_path: Path) -> None:
     folder, other = tmp_path / "here", tmp_path / "other"
     folder.mkdir()

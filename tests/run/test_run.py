@@ -348,3 +348,9 @@ def test_the_result_is_written_with_both_statuses(folder: Path, tmp_path: Path) 
     assert story.Ended(ok, 0).exit_status == 0
     with pytest.raises(UsageError, match="cannot be written"):
         story.write_result(tmp_path, story.Ended(result, 1))
+    story.forget_result(tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+    (tmp_path / "stdout").symlink_to("/dev/null")
+    for other in ("r.json", "stdout", "."):
+        story.forget_result(tmp_path / other)
+    assert (tmp_path / "stdout").is_symlink()

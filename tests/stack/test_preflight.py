@@ -85,6 +85,38 @@ def test_a_folder_that_is_not_ours_is_left_alone(config: Config) -> None:
     assert (config.state / "thesis.tex").exists()
 
 
+def test_what_is_not_ours_in_a_state_stays(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "remove", lambda config: None)
+    (config.state / "ca").mkdir(parents=True)
+    (config.state / "golden").symlink_to(config.state.parent)
+    for name in ("version", "thesis.tex", "ca/ca.crt", ".version.x"):
+        (config.state / name).write_text("1\n")
+    said: list[str] = []
+    lifecycle.down(config, True, said.append)
+    assert [path.name for path in config.state.iterdir()] == ["thesis.tex"]
+    assert any("thesis.tex is not Mayfly's and stays" in line for line in said)
+
+
+def test_a_state_that_is_a_link_is_emptied(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hosts, "remove", lambda config: None)
+    config.state.symlink_to(tmp_path)
+    (tmp_path / "version").write_text("1\n")
+    (tmp_path / "lost+found").mkdir()
+    lifecycle.down(config, True, print)
+    assert config.state.is_symlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["lost+found"]
+
+
+def test_down_leaves_alone_what_is_just_starting(config: Config) -> None:
+    config.run.mkdir(parents=True)
+    (config.state / "version").write_text("1\n")
+    with record.lock(config.run), pytest.raises(Conflict, match="just starting"):
+        lifecycle.down(config, True, print)
+    assert (config.state / "version").exists()
+
+
 def test_a_golden_image_may_be_there_first(config: Config) -> None:
     (config.state / "golden").mkdir(parents=True)
     preflight.check(config)
