@@ -34,7 +34,7 @@ from mayfly.model import MIB, RunnerSpec
 
 log = structlog.get_logger("host")
 
-START_S = 60
+START_S = 120
 """How long making a runner may take. `timeout` counts from QEMU's start, a budget from readiness:
 that much later it ends what nobody has ended, above all a runner that never became ready."""
 

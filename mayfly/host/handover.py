@@ -30,13 +30,13 @@ log = structlog.get_logger("host")
 EARLIER = "earlier.qcow2"
 """A VM's disk that was another's scratch disk."""
 
-QUIESCE_S = 10
+QUIESCE_S = 20
 """Seconds in which a runner is to have put its scratch disk down (measured under TCG: 1.5)."""
 
 RELEASE_S = 5
 """Seconds in which a QEMU that was killed is to be gone: its memory is given back first."""
 
-TAKE_S = 25
+TAKE_S = 60
 """Seconds in which another is to have taken it up (seen under TCG: 5, and 13 on a
 machine that was busy otherwise)."""
 

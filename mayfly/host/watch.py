@@ -46,7 +46,7 @@ SAVE_S = 10.0
 saved. Kills, CPU time and the kernel's own peak are counted in the guest, and so are not lost."""
 
 SAMPLE_TIMEOUT_S = 5.0
-STEPS_TIMEOUT_S = 10.0
+STEPS_TIMEOUT_S = 20.0
 BACKOFF_S = 15.0
 
 FILE = "usage.json"

@@ -70,8 +70,8 @@ TABLE: Mapping[tuple[Desired, Observed, Operation], Rule] = {
 class Facts:
     """What is known beside the rows.
 
-    Since `heard_since` clients' heartbeats have been able to reach us: our own start, or the return
-    of the edge they come through; `now` while it is away.
+    Since `heard_since` clients' heartbeats have been able to reach us: our own start, the return of
+    the edge they come through, or our going on after we stood still; `now` while the edge is away.
 
     `seen` is the provider's latest list, by name; None while it has not answered. It says
     nothing about the runners in `stale`: a create or destroy of theirs is under way, or returned
@@ -412,7 +412,7 @@ def _ending(lease: Lease, facts: Facts, limits: Limits) -> End | None:
         return _ended_by_provider(lease, ended)
     if rule is Rule.LOST:
         return End(lease, Outcome.RUNNER_LOST, f"the runner {lease.runner} died")
-    # After a restart of ours or the edge's nobody was heard for a while: the grace begins anew.
+    # Nobody was heard until then: the grace begins anew.
     silent_since = max(lease.expires_at, facts.heard_since + timedelta(seconds=limits.grace_s))
     if now >= silent_since:
         silence = f"no heartbeat from the client for {limits.grace_s:g} s"

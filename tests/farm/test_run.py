@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -96,17 +97,18 @@ def test_a_command_in_an_image_whose_output_is_long(
 def test_a_shell_in_a_running_build_and_in_its_runner_when_it_has_failed(
     farm: Farm, context: Context
 ) -> None:
-    folder = context("echo hello > /made; until test -e /go; do :; done; exit 3")
+    folder = context("echo hello > /made; echo it begins; until test -e /go; do :; done; exit 3")
     words = farm.build("team/shell", "--mayfly-keep-on-failure=5", folder)
     build = farm.start(*words)
     try:
         farm.until(lambda: farm.leases("ready"), 120)
         lease = farm.leases("ready")[0]["id"]
+        begins = re.compile(r"^#\d+ \d+\.\d+ it begins$", re.MULTILINE)
+        farm.until(lambda: begins.search(farm.mayfly("logs", lease).stdout), 120)
 
         def shell(*words: str) -> subprocess.CompletedProcess[str]:
-            return farm.mayfly("shell", lease, "--", *words, check=False, timeout_s=60)
+            return farm.mayfly("shell", lease, "--", *words, check=False, timeout_s=120)
 
-        farm.until(lambda: shell("step", "/bin/sh", "-c", "test -e /made").returncode == 0)
         inside = shell("step", "/bin/sh", "-c", "echo *; exit 6")
         assert inside.returncode == 6
         assert "made" in inside.stdout.split() and "bin" in inside.stdout.split()

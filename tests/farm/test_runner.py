@@ -9,7 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from mayfly import client, golden, ladder
 from mayfly.build import ssh
-from mayfly.errors import Denied, NotFound, UsageError
+from mayfly.errors import Denied, InfrastructureError, NotFound, UsageError
 from mayfly.model import GIB, LeaseRequest, Outcome
 from mayfly.vm.client import ControlClient
 from mayfly.wire import LeaseJson
@@ -45,23 +45,23 @@ async def leased(
     async with client.from_environment(farm.config, farm.env) as api:
         asked = await api.ask(request, "")
         holder = api.holding(asked["token"])
+        alive = asyncio.create_task(beat(holder, asked["id"]))
         try:
             view = await holder.lease(asked["id"], wait_s=25, since="creating")
             while view["state"] != "ready":
                 assert view["state"] in ("queued", "creating"), view["reason"]
-                await holder.heartbeat(asked["id"])
                 view = await holder.lease(asked["id"], wait_s=5, since=view["state"])
-            alive = asyncio.create_task(beat(holder, asked["id"]))
             yield view, ssh.relay_of(view, api.tls)
-            alive.cancel()
         finally:
+            alive.cancel()
             await holder.end(asked["id"], Outcome.CANCELLED)
 
 
 async def beat(holder: client.Client, lease: str) -> None:
     """Heartbeats, until cancelled."""
     while True:
-        await holder.heartbeat(lease)
+        with suppress(InfrastructureError):  # one that is late is not the last
+            await holder.heartbeat(lease)
         await asyncio.sleep(1)
 
 
@@ -112,7 +112,7 @@ def test_ten_pairs_of_clones_have_nothing_in_common_and_the_right_time(farm: Far
         assert len({clone[name] for clone in clones}) == 20, name
     for clone in clones:
         assert clone["boot_id"] == clone["boot_id_in_a_container"]
-        assert clone["before"] - 0.2 <= float(clone["clock"]) <= clone["after"] + 0.2
+        assert clone["before"] - 2 <= float(clone["clock"]) <= clone["after"] + 2
 
 
 SECRETS = (
@@ -190,7 +190,7 @@ def test_a_runner_has_the_size_that_was_asked_for(farm: Farm) -> None:
             cpus, memory, disk = (int(n) for n in lines[-3:])
             return cpus == 2 and 1.8e6 < memory < 2.1e6 and 7.5e9 < disk < 8.7e9
 
-        return bool(farm.until(sized, 20))
+        return bool(farm.until(sized))
 
     assert with_runner(farm, settled)
 
@@ -205,10 +205,10 @@ def test_a_runner_can_be_given_memory_while_it_runs(farm: Farm) -> None:
             said = farm.inside(runner, key, relay.host_key, "grep MemTotal /proc/meminfo")
             return int(said.split()[1]) * 1024
 
-        farm.until(lambda: memory() > 1.8 * GIB, 20)
+        farm.until(lambda: memory() > 1.8 * GIB)
         for _ in range(2):  # the same again is nothing
             asyncio.run(host.grow(runner, 3 * GIB - 1))
-        farm.until(lambda: 2.8 * GIB < memory() < 3 * GIB, 20)
+        farm.until(lambda: 2.8 * GIB < memory() < 3 * GIB)
         asyncio.run(host.grow(runner, GIB))
         assert memory() > 2.8 * GIB, "memory is never taken away"
         with pytest.raises(UsageError, match="this machine must have them"):

@@ -243,11 +243,11 @@ def test_a_host_may_come_back(tmp_path: Path) -> None:
     for text in (b"half a li", b'\n{"id": 1}\n', b"\n{}\n"):
         with inward.open("wb", buffering=0) as writer:
             writer.write(text)
-        for _ in range(200):
+        for _ in range(3000):
             if len(agent_seen) >= 2 * (text != b"half a li"):
                 break
             threading.Event().wait(0.01)
-    for _ in range(200):
+    for _ in range(3000):
         if b"{}" in agent_seen:
             break
         threading.Event().wait(0.01)

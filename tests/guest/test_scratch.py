@@ -154,7 +154,7 @@ def test_without_a_buildkit_on_standby_the_disk_is_of_no_use(root: Path) -> None
 
 def test_a_buildkit_that_does_not_serve_has_an_end(root: Path, standby: list[bytes]) -> None:
     with pytest.raises(OSError, match="does not come up"):
-        scratch.take_up(Machine(root).kernel(), lambda: False, 0.1, root)
+        scratch.take_up(Machine(root).kernel(), lambda: False, 1, root)
 
 
 @pytest.mark.parametrize("comes_up", [True, False])
@@ -171,7 +171,7 @@ def test_emulators_rest_only_while_buildkit_starts(
         return comes_up
 
     try:
-        scratch.take_up(Machine(root).kernel(), serves, 0.1, root)
+        scratch.take_up(Machine(root).kernel(), serves, 30 if comes_up else 1, root)
     except OSError:
         assert not comes_up
     assert set(seen) == {"0"} and switch.read_text() == "1"

@@ -296,6 +296,26 @@ async def test_while_the_edge_is_away_no_client_is_taken_for_lost(tmp_path: Path
         assert f.ledger.get(lease_id).outcome is Outcome.CLIENT_LOST
 
 
+async def test_after_the_machine_stood_still_no_client_is_taken_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, slept_s = Clock(), 0.0
+    real = reconcile._uptime_s
+    monkeypatch.setattr(reconcile, "_uptime_s", lambda: real() + slept_s)
+    async with farm(configuration(tmp_path), clock=clock) as f:
+        lease_id = await ask(f)
+        await f.until(lease_id, "ready")
+        slept_s = 300.0
+        clock.forward(300)
+        await f.settled(lambda: f.reconciler.facts().heard_since == clock.now)
+        clock.forward(29)
+        await asyncio.sleep(0.1)
+        assert states.word(f.ledger.get(lease_id)) == "ready"
+        clock.forward(1)
+        await f.until(lease_id, "ended")
+        assert f.ledger.get(lease_id).outcome is Outcome.CLIENT_LOST
+
+
 @pytest.mark.parametrize("error", [InfrastructureError("no image"), OSError("disk")])
 async def test_a_preparation_that_fails_at_the_start_stops_nothing(
     tmp_path: Path, error: Exception
