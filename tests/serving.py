@@ -81,5 +81,5 @@ def running(**settings: str) -> Iterator[Serving]:
         for program in programs:
             program.terminate()
         for program in programs:
-            program.wait(20)
+            program.wait(60)
         shutil.rmtree(state.parent)

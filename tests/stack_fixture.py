@@ -45,7 +45,7 @@ from mayfly.model import Runner
 from mayfly.registry import grants
 from mayfly.registry.grants import Access
 from mayfly.registry.tokens import Signer
-from mayfly.stack import registry, seaweed
+from mayfly.stack import loopback, registry, seaweed
 from mayfly.stack.lifecycle import make_state
 from mayfly.stack.supervise import Supervisor
 from mayfly.vm.protocol import runner_to_json
@@ -55,10 +55,9 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A port that nothing listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens at now, and that no outgoing connection takes meanwhile."""
+    (port,) = loopback.free(1)
+    return port
 
 
 def temporary_state() -> Path:

@@ -1,6 +1,7 @@
-"""`python -m mayfly.stack.launch`: give up privileges, then become another program.
+"""Give up privileges, then become another program.
 
-Started as root by the supervisor for every program that needs no root:
+Started as root by the supervisor for every program that needs no root, as a file: a module would
+load all of its package first, which takes 20 times as long.
 
     --uid N          user, and group of the same number; no other group
     --need PATH      a path that the program uses (repeated); everything else below a covered

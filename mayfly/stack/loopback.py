@@ -23,7 +23,7 @@ def ports(file: Path, names: Sequence[str], *, owner: int = 0) -> Mapping[str, i
         kept: dict[str, int] = json.loads(text)
         if set(kept) == set(names):
             return kept
-    chosen = dict(zip(names, _free(len(names)), strict=True))
+    chosen = dict(zip(names, free(len(names)), strict=True))
     place(file, json.dumps(chosen, indent=2).encode() + b"\n", owner=owner)
     return chosen
 
@@ -33,7 +33,7 @@ def taken(numbers: Iterable[int]) -> tuple[int, ...]:
     return tuple(number for number in numbers if not _bindable(number))
 
 
-def _free(count: int) -> Iterator[int]:
+def free(count: int) -> Iterator[int]:
     """Free loopback ports below the range from which outgoing connections take theirs."""
     candidates = random.SystemRandom().sample(range(20_000, 32_000), 1000)
     with ExitStack() as held:

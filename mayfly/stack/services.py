@@ -13,7 +13,7 @@ import mayfly
 from mayfly import users
 from mayfly.config import S3, Config
 from mayfly.registry import distribution
-from mayfly.stack import seaweed
+from mayfly.stack import launch, seaweed
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Service:
         if self.uid == users.ROOT:
             return self.argv
         needs = (part for path in self.needs for part in ("--need", str(path)))
-        launch = (sys.executable, "-I", "-m", "mayfly.stack.launch")
-        return (*launch, "--uid", str(self.uid), *needs, "--", *self.argv)
+        front = (sys.executable, "-I", launch.__file__)
+        return (*front, "--uid", str(self.uid), *needs, "--", *self.argv)
 
     @property
     def fingerprint(self) -> str:

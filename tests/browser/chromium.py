@@ -91,7 +91,7 @@ class Page:
         """Go to `address`; its script has begun to run."""
         found = await self.call("Page.navigate", url=address)
         assert "errorText" not in found, found["errorText"]
-        await self.until("document.readyState === 'complete'")
+        await self.until("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     async def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression, a promise's when it is one, as JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -112,15 +113,13 @@ def test_control_groups_that_are_missing_are_named(monkeypatch: pytest.MonkeyPat
 def test_the_trial_of_namespaces_and_rules_stands_and_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = _output("nft", "list", "tables"), _output("ip", "-br", "link")
     found = states(machine.network(config(tmp_path)))
     assert (found["namespaces"], found["nftables"]) == (State.OK, State.OK)
     monkeypatch.setattr(machine, "_TRIAL", "add table inet\n")
     assert states(machine.network(config(tmp_path)))["nftables"] is State.FAIL
     tables = _output("nft", "list", "tables")
     assert "table inet t\n" not in tables
-    assert "mf0" not in _output("ip", "-br", "link")
-    assert before
+    assert not re.search(r"^mf[01]\b", _output("ip", "-br", "link"), re.MULTILINE)
 
 
 def _output(*argv: str) -> str:
@@ -150,7 +149,6 @@ def test_a_firewall_that_drops_what_is_forwarded_is_named(
 def test_a_resolver_that_answers_is_told_from_one_that_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "DNS_S", 0.3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
 
@@ -163,6 +161,7 @@ def test_a_resolver_that_answers_is_told_from_one_that_does_not(
         thread.start()
         assert machine.answers("127.0.0.1", port)
         thread.join()
+        monkeypatch.setattr(machine, "DNS_S", 0.3)
         assert not machine.answers("127.0.0.1", port), "nobody reads this one"
     monkeypatch.setattr(machine, "answers", lambda address: address == "9.9.9.9")
     sick = config(tmp_path, network={"resolvers": ["9.9.9.9", "9.9.9.8"]})

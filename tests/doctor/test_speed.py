@@ -51,8 +51,8 @@ def test_how_long_python_takes_to_compile_is_read_off_its_cpu_time() -> None:
 
 def test_a_program_that_says_nothing_is_ended() -> None:
     with pytest.raises(MachineUnfit, match="last line: 'words'"):
-        speed._took(["sh", "-c", "echo words; exec sleep 600"], 0.5)
-    left = subprocess.run(["pgrep", "-fx", "sleep 600"], capture_output=True, check=False)
+        speed._took(["sh", "-c", "echo words; exec sleep 603.1"], 5)
+    left = subprocess.run(["pgrep", "-fx", "sleep 603.1"], capture_output=True, check=False)
     assert left.returncode == 1
 
 

@@ -249,10 +249,12 @@ def test_a_detached_runner_is_out_at_once(stack: Stack, repo: str) -> None:
 
 
 def test_a_token_dies_with_its_deadline(stack: Stack, repo: str) -> None:
-    _, token = stack.runner(repo, life_s=3)
+    _, token = stack.runner(repo, life_s=10)
     assert stack.curl("/v2/", token=token).status == 200
-    time.sleep(3)
-    assert stack.curl("/v2/", token=token).status == 401
+    deadline = time.monotonic() + 60
+    while stack.curl("/v2/", token=token).status != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def test_the_admin_socket_attaches_once_and_says_what_is_not_there(stack: Stack, repo: str) -> None:
@@ -301,6 +303,7 @@ def test_who_reads_or_begins_to_write_waits_for_what_dies_or_hangs(
 ) -> None:
     monkeypatch.setattr(supervise, "LOOK_S", 0.5)
     monkeypatch.setattr(supervise, "HUNG_S", 5)
+    monkeypatch.setattr(supervise, "STEADY_S", 0)  # the pause before it starts again does not grow
     manifest, _ = oci_image(tmp_path / "up")
     _, token = stack.runner(repo)
     push(stack, token, tmp_path / "up", f"images/{repo}:1")
@@ -330,9 +333,10 @@ def test_a_registry_that_is_away_is_said_to_be(stack: Stack, repo: str) -> None:
 def test_an_edge_that_dies_comes_back_with_all_its_runners(stack: Stack, repo: str) -> None:
     runner, token = stack.runner(repo)
     kill(stack, "edge")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while runner not in stack.admin("GET", "/runners")[1]:
         assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert stack.curl("/v2/", token=token).status == 200
     assert stack.curl("/v2/", port=stack.host.ports[runner], token=token).status == 200
 

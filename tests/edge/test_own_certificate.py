@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import ssl
@@ -52,6 +53,7 @@ async def test_it_is_served_there_and_the_farms_own_is_kept_for_runners() -> Non
         deadline = time.monotonic() + 60
         while not await answers(probe):
             assert time.monotonic() < deadline and edge.poll() is None
+            await asyncio.sleep(0.1)
         # Whatever lies there since, it serves.
         expired = certificates.self_signed(key, ("x.example",), now - timedelta(days=4000))
         (state / "ca/public.crt").write_bytes(certificates.dump(expired))
@@ -61,7 +63,7 @@ async def test_it_is_served_there_and_the_farms_own_is_kept_for_runners() -> Non
         assert (state / "ca/public.key").stat().st_mode & 0o077 == 0
     finally:
         edge.terminate()
-        edge.wait(20)
+        edge.wait(60)
     plain = Config(state=state)
     secrets.ensure(plain, now)
     assert not (state / "ca/public.key").exists(), "no copy of a key stays that is not used"

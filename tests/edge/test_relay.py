@@ -203,8 +203,8 @@ async def test_an_answer_takes_about_no_time(here: Here) -> None:
             await socket.send_bytes(b"x")
             await socket.receive_bytes()
             took.append(loop.time() - began)
-    # Nagle's algorithm on either side would make this 40 ms.
-    assert sorted(took)[100] < 0.02
+    # Nagle's algorithm on either side would make each of them 40 ms.
+    assert sorted(took)[20] < 0.02
 
 
 async def test_detaching_cuts_what_is_open_and_keeps_out_what_comes(here: Here) -> None:
@@ -221,8 +221,8 @@ async def test_detaching_cuts_what_is_open_and_keeps_out_what_comes(here: Here) 
 
 async def test_the_deadline_cuts_it(here: Here) -> None:
     await here.runner("abc", await server(echo))
-    async with await here.connect("abc", here.token("abc", 2)) as socket:
-        message = await socket.receive(timeout=10)
+    async with await here.connect("abc", here.token("abc", 6)) as socket:
+        message = await socket.receive(timeout=60)
         assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
 
 

@@ -25,8 +25,8 @@ def sleeper() -> tuple[subprocess.Popen[bytes], ProcessId]:
 
 async def test_end_ends_the_whole_group() -> None:
     child, process = sleeper()
-    await asyncio.sleep(0.1)
-    listing = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    listing = await until(lambda: children.read_text().split())
     grandchild = ProcessId.of(int(listing[0]))
     await end(process)
     assert not process.alive()

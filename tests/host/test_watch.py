@@ -231,7 +231,7 @@ async def test_what_is_running_out_is_looked_at_more_often(
     ) as asked:
         watch = watcher(tmp_path)
         running = asyncio.create_task(watch.run())
-        await until(lambda: len(asked) > 3)
+        await until(lambda: len(asked) > 4)
         running.cancel()
         await watch.channel.close()
     assert watch.load is not None and watch.load.memory_lasts(module.SOON_S)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.stack import launch as module
 from mayfly.stack.launch import TEMPORARY, covers
 
+MODULE = module.__file__
 UID = 60999
 
 
@@ -48,7 +50,7 @@ def tree(tmp_path: Path) -> Path:
 
 def launch(tree: Path, script: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "mayfly.stack.launch", "--uid", str(UID),
+        [sys.executable, "-I", MODULE, "--uid", str(UID),
          "--need", str(tree / "needed"), "--", "/bin/sh", "-c", script],
         capture_output=True, text=True, check=False, cwd="/", extra_groups=[4, 27],
     )  # fmt: skip
@@ -75,7 +77,7 @@ def test_tmp_is_its_own_and_goes_with_it(tree: Path) -> None:
 def test_no_mount_shows_outside(tree: Path) -> None:
     assert "mayfly /tmp tmpfs" in launch(tree, "cat /proc/self/mounts")
     # Where mounts are shared, as under systemd, ours would be everybody's.
-    command = f"{sys.executable} -I -m mayfly.stack.launch --uid {UID} -- /bin/true"
+    command = f"{sys.executable} -I {MODULE} --uid {UID} -- /bin/true"
     outside = subprocess.check_output(
         ["unshare", "-m", "--propagation", "shared", "sh", "-ec",
          f"{command}; cat /proc/self/mounts"], text=True,
@@ -86,7 +88,7 @@ def test_no_mount_shows_outside(tree: Path) -> None:
 
 def test_a_program_that_is_not_there_is_one_line(tree: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "mayfly.stack.launch", "--uid", "60999", "--", "/no/such"],
+        [sys.executable, "-I", MODULE, "--uid", "60999", "--", "/no/such"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 70
