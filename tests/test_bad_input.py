@@ -399,7 +399,7 @@ def test_a_mistake_that_a_farm_finds(each: Case, here: Path, serving: Serving) -
 def test_a_folder_that_is_gone_and_a_reader_that_has_seen_enough(here: Path) -> None:
     gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh"]
     mayfly = [sys.executable, "-m", "mayfly.cli.main"]
-    for words in (["build", "."], ["bake"]):
+    for words in (["build", "."], ["bake"], ["spec", "check"], ["spec", "init"]):
         done = subprocess.run(
             [*gone, *mayfly, *words],
             cwd=here,

@@ -83,6 +83,8 @@ def _framework(words: list[str]) -> int:
         return leaving.exit_code
     except Abort:
         return Cancelled.exit_status
+    except SystemExit:  # its own answer to a reader that has gone, and to nothing else
+        raise BrokenPipeError from None
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "mayfly"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mayfly.cli.build import here
 from mayfly.cli.machine import AsJson
 from mayfly.cli.output import print_json, print_table
 
@@ -77,6 +78,7 @@ def init(
     from mayfly import languages, spec
     from mayfly.errors import Conflict, UsageError
 
+    here()  # must be there: the folder is looked at from it
     file = folder / spec.NAME
     try:
         found = languages.found(folder)
@@ -113,6 +115,7 @@ def _checked(path: Path) -> tuple[Path, BuildSpec]:
     from mayfly import spec
     from mayfly.errors import UsageError
 
+    current = here()
     if not path.is_dir():
         return path, spec.load(path, spec.root_of(path.parent))
     root = spec.root_of(path)
@@ -122,7 +125,7 @@ def _checked(path: Path) -> tuple[Path, BuildSpec]:
             f"there is no {spec.NAME} from {path} up to the work tree's root, {root}",
             hint="which is fine; `mayfly spec init` writes a first one",
         )
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    shown = file.relative_to(current) if file.is_relative_to(current) else file
     return shown, spec.load(file, root, str(shown))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,13 +156,19 @@ def served(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_git_context_declares_what_its_commit_says(
-    served: Path, tmp_path: Path, fragment: str, cpu: int, written: tuple[str, ...]
+    served: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fragment: str,
+    cpu: int,
+    written: tuple[str, ...],
 ) -> None:
     (served / NAME).write_text("what is in the work tree does not count")
-    before = set(Path(tempfile.gettempdir()).glob("mayfly-*"))
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
     context = f"https://host/o/r.git{fragment}"
     assert found(tmp_path, context) == (BuildSpec(cpu=cpu, disk_gb=30), written)
-    assert set(Path(tempfile.gettempdir()).glob("mayfly-*")) == before, "nothing is left"
+    assert not list((tmp_path / "t").glob("mayfly-*")), "nothing is left"
 
 
 def test_a_wrong_or_missing_spec_of_a_git_context(served: Path, tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ async def test_where_no_record_tells_a_build_counts_as_one_that_began(
     history: str, recorded: bool, began: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--check` is nothing that BuildKit keeps a record of; what it found is no fault of ours."""
-    monkeypatch.setattr(progress, "HISTORY_S", 2)
+    monkeypatch.setattr(progress, "HISTORY_S", 2 if "sleep" in history else 60)
     build, then = ([sys.executable, "-c", code] for code in ("import sys; sys.exit(1)", history))
     log = progress.Log(lambda offset, data: asyncio.sleep(0, offset))
     ran = await progress.run(build, then, {}, log, asked="quiet", recorded=recorded)

@@ -8,7 +8,6 @@ import pty
 import struct
 import sys
 import termios
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +48,8 @@ def test_a_drawn_build_is_passed_on_and_its_log_is_whole(tmp_path: Path) -> None
     child, master = pty.fork()
     if child == 0:
         os.chdir(ROOT)
-        time.sleep(0.2)  # until the size is set
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
         os.execv(sys.executable, [sys.executable, "-c", CHILD, str(kept)])  # noqa: S606
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
     seen = b""
     try:
         while data := os.read(master, 65536):

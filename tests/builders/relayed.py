@@ -116,20 +116,20 @@ class Docker:
         """What comes back; empty when the connection is closed instead."""
         self.writer.write(text)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 return await self.reader.read(65536)
         except ConnectionError:  # it was closed just now, with our words under way
             return b""
 
     async def closed(self) -> None:
         """Until the other side has closed."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await self.reader.read(65536):
                 pass
 
     async def close(self) -> None:
         self.writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self.served
 
 

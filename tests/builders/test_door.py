@@ -68,8 +68,10 @@ async def said(
     """What comes back to `text`; empty when the connection is closed instead."""
     try:
         writer.write(text)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await reader.read(65536)
+    except TimeoutError:  # an OSError, and no answer
+        raise
     except OSError:
         return b""
     finally:

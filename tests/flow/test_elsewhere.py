@@ -24,6 +24,7 @@ from mayfly.config import Config
 from mayfly.guest import buildkit as guest
 from mayfly.model import Outcome
 from tests.build.fake_runner import fake_runner, pair_of
+from tests.farm.conftest import cached
 from tests.farm.elsewhere import USER, Elsewhere, elsewhere
 from tests.flow.fake_farm import FakeFarm
 
@@ -116,8 +117,8 @@ async def test_image_cache_and_base_are_there_and_nobody_but_the_client_has_the_
     with elsewhere(tmp_path / "there") as there:
         dockerfile.write_text("FROM scratch\nCOPY Dockerfile /a\n")
         tag = ("-t", "images/team/app:1", "--push")
-        assert "CACHED" not in await build(there, tmp_path, *tag)
-        assert "CACHED" in await build(there, tmp_path, *tag)
+        assert not cached(await build(there, tmp_path, *tag))
+        assert cached(await build(there, tmp_path, *tag))
         image = f"{there.host}/acme/team/app:1"
         there.skopeo("inspect", "--raw", f"docker://{image}")
 
@@ -132,6 +133,7 @@ async def test_image_cache_and_base_are_there_and_nobody_but_the_client_has_the_
     app, cache = ("repository:acme/team/app:", "repository:acme/mayfly-cache:")
     firsts = [each["scopes"] for each in asked if len(each["scopes"]) == 2]
     both = "pull,push"
-    assert firsts[:3] == [*(2 * [[cache + both, app + both]]), [cache + both, app + "pull"]]
+    assert firsts[:2] == 2 * [[cache + both, app + both]]
+    assert [cache + both, app + "pull"] in firsts
     bought = {scope for each in asked for scope in each["scopes"]}
     assert bought <= {app + both, app + "pull", cache + both, cache + "pull"}

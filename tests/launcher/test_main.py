@@ -182,7 +182,7 @@ def test_a_cancelled_step_ends_its_lease_and_says_how(step: Step) -> None:
     process = step.start(repo="images/team/app")
     build = step.asked(before)["id"]
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=10)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
     assert ended(step, build) == "terminated"
 
@@ -196,8 +196,8 @@ def test_a_killed_step_ends_its_lease_as_well(step: Step) -> None:
     assert output is not None
     step.until(lambda: f"build {build}" in output.readline())
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=5)  # nobody of ours holds the step's output open
-    step.until(lambda: ended(step, build) == "terminated", 5)
+    process.communicate(timeout=60)  # nobody of ours holds the step's output open
+    step.until(lambda: ended(step, build) == "terminated", 60)
 
 
 def test_a_younger_pipeline_ends_the_older_ones_build(step: Step) -> None:
@@ -210,7 +210,7 @@ def test_a_younger_pipeline_ends_the_older_ones_build(step: Step) -> None:
                          supersede="true")  # fmt: skip
     third = step.asked(before + 2)["id"]
     for process in (older, beside):
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=60)
         assert process.returncode == 130
         assert f"superseded by build {third}" in said
     assert (ended(step, first), ended(step, second)) == ("cancelled", "cancelled")

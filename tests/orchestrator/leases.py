@@ -140,14 +140,14 @@ class Farm:
     api: Client
     http: httpx.AsyncClient
 
-    async def until(self, lease_id: str, state: str, timeout_s: float = 5) -> Lease:
+    async def until(self, lease_id: str, state: str, timeout_s: float = 30) -> Lease:
         with self.ledger.hub.listen(lease_id) as news:
             async with asyncio.timeout(timeout_s):
                 while states.word(self.ledger.get(lease_id)) != state:
                     await news.get()
         return self.ledger.get(lease_id)
 
-    async def settled(self, condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    async def settled(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -211,6 +211,7 @@ async def farm(
             Client("http://farm", ADMIN, transport=transport) as api,
             httpx.AsyncClient(transport=transport, base_url="http://farm") as http,
         ):
+            await records._tried.wait()  # until then a build may be sized without its history
             yield Farm(
                 config, provider, edge, clock, ledger, reconciler, service, records, api, http
             )

@@ -403,7 +403,7 @@ async def test_a_long_poll_answers_at_the_change_and_not_before(f: Farm) -> None
     await asyncio.sleep(0.05)
     assert not waiting.done()
     release()
-    assert (await asyncio.wait_for(waiting, 2))["state"] == "ready"
+    assert (await asyncio.wait_for(waiting, 15))["state"] == "ready"
     still = await f.api.lease(asked["id"], since="ready", wait_s=0.05)
     assert still["state"] == "ready"
     assert (await f.api.lease(asked["id"], since="queued", wait_s=20))["state"] == "ready"

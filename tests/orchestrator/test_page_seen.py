@@ -253,7 +253,8 @@ async def test_the_whole_log_is_saved_as_it_is(
         await browser.until(f"{TEXT}.includes('#4')")
         await browser.ask("document.getElementById('save').click()")
         async with asyncio.timeout(30):
-            while not (folder / f"{lease}.log").exists():  # noqa: ASYNC110 - the browser's
+            saved = folder / f"{lease}.log"
+            while not (saved.exists() and saved.stat().st_size >= len(HOSTILE)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await api.end(lease, Outcome.CANCELLED)
     assert (folder / f"{lease}.log").read_bytes() == HOSTILE

@@ -28,7 +28,7 @@ from mayfly.store.metrics import MetricsStore
 from mayfly.store.spool import Spool
 from mayfly.wire import RecordJson, SizingJson, WhyJson
 
-PATIENCE_S = 0.5
+PATIENCE_S = 2.0
 """How long a request for a size waits for its history."""
 
 OPENING_S = 5.0

@@ -464,6 +464,7 @@ async def test_who_does_not_say_that_it_has_ended_ends_nothing(
 
 async def test_what_is_remembered_of_pipelines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "REMEMBERED", 3)
+    monkeypatch.setattr(asking, "FRESH_S", 3600)
     api = Api()
     asked = pipelines(api)
     for number in (1, 2, 3, 4, 4, 1):
