@@ -34,7 +34,7 @@ from mayfly.build.again import again as goes_on
 from mayfly.build.args import BuildArgs, parse
 from mayfly.build.holding import Api, Show, held, patiently, ready, still_ready
 from mayfly.build.mask import Mask
-from mayfly.build.reconnect import PAUSE_S, Way
+from mayfly.build.reconnect import PAUSE_S, STALLS, Way
 from mayfly.build.result import Attempt, Result
 from mayfly.build.stop import signals, stoppable
 from mayfly.config import Config, Registry
@@ -294,11 +294,11 @@ async def _attempt(
 ) -> Attempt:
     """One runner. Raises how the lease ended when that is why the runner cannot be reached.
 
-    A build that never began is tried once more there: nothing but a missing record says so where
-    buildx draws, and what fails twice may be the user's.
+    A build that never began is tried again there, and not for ever: nothing but a missing record
+    says so where buildx draws, and what fails each time may be the user's.
     """
     began_s = time.monotonic()
-    way, stalled = Way(began_s), False
+    way, stalls = Way(began_s), 0
     while True:
         reached_s = time.monotonic() - began_s
         again = way.losses > 0
@@ -308,9 +308,9 @@ async def _attempt(
             attempt = replace(attempt, reconnects=way.losses, timings_s=times)
         if not attempt.lost and attempt.outcome is not Outcome.DENIED:
             return attempt
-        if attempt.stalled and stalled:
+        stalls = stalls + 1 if attempt.stalled else 0
+        if stalls > STALLS:
             return attempt
-        stalled = attempt.stalled
         now = await still_ready(api, view, wait_s=PAUSE_S if attempt.lost else 0)
         if now["attempt"] > view["attempt"]:
             return attempt

@@ -12,6 +12,10 @@ LOSSES = 5
 """Connections that one runner's build may lose. An edge that dies more often is no passing fault,
 and each loss costs the step that was under way."""
 
+STALLS = 2
+"""How often in a row BuildKit may fail to begin in its 3 s (`result.BEGIN_S`): of two VMs that wake
+on a busy machine at once each may need a second time."""
+
 PATIENCE_S = 60.0
 """Seconds without a connection. An edge is started again after 30 s at most
 (`stack.supervise.backoff`), and has then to find its runners."""
