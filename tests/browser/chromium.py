@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -91,7 +92,8 @@ class Page:
         """Go to `address`; its script has begun to run."""
         found = await self.call("Page.navigate", url=address)
         assert "errorText" not in found, found["errorText"]
-        await self.until("location.href !== 'about:blank' && document.readyState === 'complete'")
+        there = f"(location.href === 'about:blank') === {json.dumps(address == 'about:blank')}"
+        await self.until(f"{there} && document.readyState === 'complete'")
 
     async def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression, a promise's when it is one, as JSON."""
