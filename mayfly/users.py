@@ -12,6 +12,8 @@ needs it. In the other folders root makes nothing and trusts nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,18 @@ FOLDERS = (
     Folder("run/registry", REGISTRY, EDGE, 0o2750),
 )
 """Parents first."""
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """What is made meanwhile may be read by everybody: the programs with users of their own, and
+    whoever is in an image. Without, it would go by the umask(2) of whoever started us.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def make_folders(state: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from mayfly import users
 from mayfly.base import oci
 from mayfly.base.make import known, make_base
 from mayfly.base.place import Place, place
@@ -69,7 +70,10 @@ def publish(
         return Published(f"{repository}:latest", there.digest)
     need_root()
     config.state.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".base-", dir=config.state) as folder:
+    with (
+        users.readable(),
+        tempfile.TemporaryDirectory(prefix=".base-", dir=config.state) as folder,
+    ):
 
         def send(layout: Path, target: str) -> str:
             ca_dir = to.trust(Path(folder))

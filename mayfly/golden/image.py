@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
+from mayfly import users
 from mayfly.config import Config, runner_certificates
 from mayfly.debian import sources
 from mayfly.debian.bootstrap import Progress, bootstrap, need_root, remove_tree, trust
@@ -60,7 +61,8 @@ def build(
     need_root()
     recipe = load()
     folder = golden_dir(state)
-    with locked(folder, progress, "waiting for another build of a golden image"):
+    waiting = "waiting for another build of a golden image"
+    with users.readable(), locked(folder, progress, waiting):
         for abandoned in folder.glob(_UNFINISHED + "*"):
             remove_tree(abandoned)
         try:

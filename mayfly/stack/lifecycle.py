@@ -113,7 +113,7 @@ async def supervised(
         users.make_folders(config.state)
     except OSError as error:
         raise unwritable(error) from None
-    with record.lock(config.run):
+    with users.readable(), record.lock(config.run):
         table = make_state(config, datetime.now(UTC))
         hosts.add(config)
         logs = config.state / "log"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
+import sys
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+import pydantic
+
+import mayfly
 from mayfly import users
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
@@ -101,6 +106,15 @@ def faults(config: Config, running: Container[str]) -> Iterator[MayflyError]:
             f"the state's path is longer than {LONGEST_STATE} bytes: {config.state}",
             hint="set MAYFLY_STATE to a shorter one",
         )
+    for file, whole in (
+        (mayfly.__file__, Path(mayfly.__file__).parents[1]),
+        (pydantic.__file__, sys.prefix),
+    ):
+        if not Path(file).stat().st_mode & stat.S_IROTH:
+            yield MachineUnfit(
+                f"{file} cannot be read by the users that programs run as",
+                hint=f"chmod -R go+rX {whole}",
+            )
     folder = next(p for p in (config.state, *config.state.absolute().parents) if p.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         yield MachineUnfit(f"{folder} is not a folder to write in", hint="set MAYFLY_STATE")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mayfly
 from mayfly.config import Config
 from mayfly.errors import Conflict, MachineUnfit, MayflyError
 from mayfly.host import network
@@ -44,13 +45,23 @@ def test_every_fault_is_said_at_once(config: Config, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(preflight, "tools_dir", no_tools)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(network, "faults", lambda config: iter([MachineUnfit("no nft")]))
+    (config.cache / "closed.py").touch(0o600)
+    monkeypatch.setattr(mayfly, "__file__", str(config.cache / "closed.py"))
     config = config.model_copy(update={"state": config.state / ("x" * 100)})
     with supervise.listen(config.server.listen), pytest.raises(MachineUnfit) as caught:
         preflight.check(config)
     lines = str(caught.value).splitlines()
-    for part in ("root", "longer than 50 bytes", "no weed", "no tools", "no nft", "already in use"):
+    for part in (
+        "root",
+        "longer than 50 bytes",
+        "no weed",
+        "no tools",
+        "no nft",
+        "already in use",
+        "be read",
+    ):
         assert any(part in line for line in lines), part
-    assert len(lines) == 6
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize("below", [f"vms/{36 * 'r'}/qemu", f"templates/.{16 * 'k'}.partial"])
