@@ -18,6 +18,7 @@ from mayfly.doctor.check import Check, as_root, fail, ok, warn
 from mayfly.errors import MayflyError
 from mayfly.install import running, units
 from mayfly.install.places import Places
+from mayfly.stack import record
 
 ANSWER_S = 10
 _LISTENS = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -49,6 +50,13 @@ def _taken(config: Config, port: int, error: OSError) -> Check:
             "choose another: MAYFLY_SERVER__LISTEN=127.0.0.1:5001 mayfly up",
         )
     pid, name = who
+    left = record.load(config.run)
+    if left is not None and pid in {kept.process.pid for kept in left.services.values()}:
+        return warn(
+            "address",
+            f"{config.server.listen} is this farm's, whose supervisor has died",
+            "mayfly up --detach",
+        )
     return fail(
         "address",
         f"{config.server.listen} is taken by {name} (process {pid})",

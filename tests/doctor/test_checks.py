@@ -29,7 +29,8 @@ from mayfly.golden import manifest as manifests
 from mayfly.host import cgroup, forwarding
 from mayfly.host.machine import Machine
 from mayfly.model import GIB
-from mayfly.stack import Status
+from mayfly.pid import ProcessId
+from mayfly.stack import Status, record
 from mayfly.stack.lifecycle import ServiceStatus
 from tests.stack_fixture import Stack
 
@@ -294,6 +295,13 @@ def test_who_has_our_port_is_named(tmp_path: Path) -> None:
         assert found.state is State.FAIL
         assert f"taken by {name} (process {os.getpid()})" in found.found
         assert found.mend.startswith(f"kill {os.getpid()}, or ")
+        # Of a farm whose supervisor was killed `mayfly up` takes over what runs.
+        config(tmp_path).run.mkdir()
+        kept = record.Kept(ProcessId.of(os.getpid()), "")
+        dead = record.Record(ProcessId(2**22 + 1, 1), "", True, {"edge": kept})
+        record.save(config(tmp_path).run, dead)
+        (found,) = serving.address(config(tmp_path, server={"listen": f"127.0.0.1:{port}"}))
+        assert (found.state, found.mend) == (State.WARN, "mayfly up --detach")
     free = config(tmp_path, server={"listen": f"127.0.0.1:{port}"})
     assert states(serving.address(free)) == {"address": State.OK}
     assert serving.listener(port) is None
