@@ -19,9 +19,11 @@ from mayfly.base.place import Place, place
 from mayfly.base.platform import OWN, Platform, name_of
 from mayfly.base.push import push
 from mayfly.config import Config, site_certificates
-from mayfly.debian.bootstrap import need_root
+from mayfly.debian.bootstrap import need_root, remove_tree
 from mayfly.errors import InfrastructureError, Unreachable
+from mayfly.tools import locked
 
+_UNFINISHED = ".new-"
 _ACCEPTED = f"{oci.MANIFEST}, {oci.INDEX}"
 
 
@@ -60,48 +62,65 @@ def publish(
     raise; nothing half-made is left.
     """
     known(kind)
-    name = f"images/base/{kind}"
-    to = place(config, name)
-    repository = to.repository
-    there = _present(to)
-    missing = [p for p in platforms if force or p.name not in there.manifests]
-    if not missing:
-        progress(f"base image {kind} is in the registry")
-        return Published(f"{repository}:latest", there.digest)
-    need_root()
-    config.state.mkdir(parents=True, exist_ok=True)
-    with (
-        users.readable(),
-        tempfile.TemporaryDirectory(prefix=".base-", dir=config.state) as folder,
-    ):
+    to = place(config, f"images/base/{kind}")
 
-        def send(layout: Path, target: str) -> str:
-            ca_dir = to.trust(Path(folder))
-            return push(layout, f"{repository}{target}", ca_dir=ca_dir, login=to.login)
+    def lacking() -> tuple[Present, list[Platform]]:
+        there = _present(to)
+        return there, [p for p in platforms if force or p.name not in there.manifests]
 
-        made = {
-            platform.name: make_base(
-                kind,
-                Path(folder) / str(number),
-                site_certificates=site_certificates(config),
-                today=datetime.now(UTC).date(),
-                progress=progress,
-                platform=platform,
-            )
-            for number, platform in enumerate(missing)
-        }
-        new = {p.name: {**oci.descriptor(made[p.name]), "platform": p.oci} for p in missing}
-        manifests = {**there.manifests, **new}
-        progress(f"pushing {repository}:latest for {', '.join(sorted(manifests))}")
-        if len(manifests) == 1:
-            digest = send(made[missing[0].name], ":latest")
-        else:
-            for platform in missing:
-                send(made[platform.name], f"@{new[platform.name]['digest']}")
-            index = Path(folder) / "index"
-            oci.write_index(index, [manifests[name] for name in sorted(manifests)], tag="latest")
-            digest = send(index, ":latest")
-    return Published(f"{repository}:latest", digest)
+    there, missing = lacking()
+    if missing:
+        need_root()
+        folder = config.state / "base"
+        waiting = "waiting for another base image"
+        with users.readable(), locked(folder, progress, waiting):
+            for abandoned in folder.glob(f"{_UNFINISHED}*"):
+                remove_tree(abandoned)
+            there, missing = lacking()  # another one may have made it, or changed the tag
+            if missing:
+                with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as work:
+                    digest = _make(config, kind, to, there, missing, Path(work), progress)
+                return Published(f"{to.repository}:latest", digest)
+    progress(f"base image {kind} is in the registry")
+    return Published(f"{to.repository}:latest", there.digest)
+
+
+def _make(
+    config: Config,
+    kind: str,
+    to: Place,
+    there: Present,
+    missing: Sequence[Platform],
+    work: Path,
+    progress: Callable[[str], None],
+) -> str:
+    """Make the images for `missing`, and push them beside what is `there`; the tag's digest."""
+
+    def send(layout: Path, target: str) -> str:
+        ca_dir = to.trust(work)
+        return push(layout, f"{to.repository}{target}", ca_dir=ca_dir, login=to.login)
+
+    made = {
+        platform.name: make_base(
+            kind,
+            work / str(number),
+            site_certificates=site_certificates(config),
+            today=datetime.now(UTC).date(),
+            progress=progress,
+            platform=platform,
+        )
+        for number, platform in enumerate(missing)
+    }
+    new = {p.name: {**oci.descriptor(made[p.name]), "platform": p.oci} for p in missing}
+    manifests = {**there.manifests, **new}
+    progress(f"pushing {to.repository}:latest for {', '.join(sorted(manifests))}")
+    if len(manifests) == 1:
+        return send(made[missing[0].name], ":latest")
+    for platform in missing:
+        send(made[platform.name], f"@{new[platform.name]['digest']}")
+    index = work / "index"
+    oci.write_index(index, [manifests[name] for name in sorted(manifests)], tag="latest")
+    return send(index, ":latest")
 
 
 def _present(at: Place) -> Present:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,21 @@ def test_a_platform_is_made_once_and_joins_those_that_are_there(
     anew = in_tag(stack, "debian")
     assert anew.pop("linux/arm64") != digests.pop("linux/arm64")
     assert anew == digests
-    assert [path.name for path in stack.config.state.glob(".base-*")] == []
+    folder = stack.config.state / "base"
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    (folder / ".new-killed").mkdir()  # of one that was killed
+    publish(stack.config, "debian", said.append, platforms=(ARM,), force=True)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_of_two_at_once_neither_loses_the_others(stack: Stack, made: list[str]) -> None:
+    with ThreadPoolExecutor() as pool:
+        told = [
+            pool.submit(publish, stack.config, "rust", print, platforms=(platform,))
+            for platform in (ARM, ARM7)
+        ]
+    assert {each.result().reference for each in told}
+    assert sorted(in_tag(stack, "rust")) == ["linux/arm/v7", "linux/arm64"]
 
 
 def test_only_a_foreign_platform_is_an_image_of_that_platform(
