@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 REPORT_TIMEOUT_S = 40.0
-"""A report is answered once the runner has been asked what it used, for 23 s at most."""
+"""A report is answered once the runner has been asked what it used, for 30 s at most."""
 LONGEST_WAIT_S = 25.0
 """What the service holds a long poll for at most."""
 

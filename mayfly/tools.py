@@ -89,6 +89,7 @@ def ensure(progress: Progress, cache: Path | None = None) -> Path:
 
 def _runs(folder: Path) -> bool:
     """Whether a process that we may look at runs a program of these."""
+    folder = folder.resolve()
     for exe in Path("/proc").glob("[0-9]*/exe"):
         try:
             if exe.readlink().is_relative_to(folder):

@@ -106,6 +106,8 @@ def _make(
     apt_sources, apt_options, apt_left_out = public(mirror, sources.host_apt_options())
     for setting in (*tools.left_out, *apt_left_out):
         progress(f"{setting}, and stays out of the image")
+    if not apt_sources:
+        progress("no address of apt's sources is left: apt finds no packages in the image")
     env = {**environment(kind, trusting=bool(certificates)), **tools.env}
     settle(root, kind, apt_sources, apt_options)
     if kind.wheel:
@@ -158,12 +160,12 @@ def public(
         replace(each, uris=tuple(uri for uri in each.uris if not site.unfit(uri)))
         for each in mirror
     ]
-    _, left_out = site.fit("apt", {option.split()[0]: option for option in options})
+    left_out = [f"apt's {each.split()[0]} {why}" for each in options if (why := site.unfit(each))]
     uris = {uri for each in mirror for uri in each.uris}
     reasons = sorted({reason for uri in uris if (reason := site.unfit(uri))})
-    left_out += tuple(f"an address of apt's sources {reason}" for reason in reasons)
+    left_out += [f"an address of apt's sources {reason}" for reason in reasons]
     open_options = tuple(option for option in options if not site.unfit(option))
-    return tuple(each for each in kept if each.uris), open_options, left_out
+    return tuple(each for each in kept if each.uris), open_options, tuple(left_out)
 
 
 def settle(

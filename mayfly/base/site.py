@@ -9,6 +9,7 @@ loopback, where a build finds nobody but itself.
 from __future__ import annotations
 
 import configparser
+import ipaddress
 import json
 import re
 import tomllib
@@ -64,9 +65,21 @@ def unfit(address: str) -> str:
     """Why an address, or one of a list of them, is not for an image; empty when it is."""
     if re.search(r"//[^/\s,|]*@", address):
         return "has a password in it"
-    if re.search(r"//(127(\.\d+){3}|localhost|\[::1\])(?![\w.-])", address, re.IGNORECASE):
-        return "is at this machine's loopback"
-    return ""
+    hosts = re.findall(r"//(\[[^]/]*\]|[^][:/\s,|\"]+)", address)
+    return "is at this machine's loopback" if any(map(_loopback, hosts)) else ""
+
+
+def _loopback(host: str) -> bool:
+    """Whether a name, or an address, stands for the machine itself wherever it is said."""
+    host = host.strip("[]").rstrip(".").lower()
+    if host in ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"):
+        return True
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return re.fullmatch(r"127(\.\d+){1,2}", host) is not None
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return (mapped or number).is_loopback or (mapped or number).is_unspecified
 
 
 def fit(tool: str, settings: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:

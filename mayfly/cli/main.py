@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mayfly import __version__
-from mayfly.cli.output import complain, to_nobody
+from mayfly.cli.output import complain, flush, reader_has_gone, to_nobody
 from mayfly.errors import Cancelled, MayflyError, UsageError
 
 
@@ -42,7 +42,7 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
         try:
             return work()
         finally:
-            sys.stdout.flush()  # while a reader that has gone can still be seen to
+            flush(sys.stdout)
     except MayflyError as error:
         if debug:
             traceback.print_exc()
@@ -83,8 +83,9 @@ def _framework(words: list[str]) -> int:
         return leaving.exit_code
     except Abort:
         return Cancelled.exit_status
-    except SystemExit:  # its own answer to a reader that has gone, and to nothing else
-        raise BrokenPipeError from None
+    except SystemExit as answer:  # its own to a broken pipe, whosever that is
+        gone = BrokenPipeError() if reader_has_gone(sys.stdout) else answer.__context__
+        raise gone or answer from None
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "mayfly"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +21,23 @@ def show(line: str) -> None:
         print(f"mayfly: {line}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         to_nobody(sys.stderr)
+
+
+def reader_has_gone(stream: TextIO) -> bool:
+    """Whether `stream` is a pipe or a socket that nobody reads any more (poll(2))."""
+    with suppress(OSError, ValueError):
+        watched = select.poll()
+        watched.register(stream.fileno(), 0)
+        return any(what & (select.POLLERR | select.POLLHUP) for _, what in watched.poll(0))
+    return False
+
+
+def flush(stream: TextIO) -> None:
+    """Write what is still in `stream`, while a reader that has gone can still be seen to."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        to_nobody(stream)
 
 
 def to_nobody(stream: TextIO) -> None:

@@ -68,6 +68,8 @@ def run(
     from mayfly import client, config
     from mayfly.run import request, story
 
+    if result:
+        story.forget_result(Path(result))
     settings = config.load()
     options = request.Options(
         size=size,
@@ -85,8 +87,6 @@ def run(
         async with client.from_environment(settings) as api:
             return await story.run(wanted, api, settings, os.environ, show)
 
-    if result:
-        story.forget_result(Path(result))
     ended = asyncio.run(go())
     if result:
         story.write_result(Path(result), ended)

@@ -78,7 +78,8 @@ def init(
     from mayfly import languages, spec
     from mayfly.errors import Conflict, UsageError
 
-    here()  # must be there: the folder is looked at from it
+    if not folder.is_absolute():
+        here()  # must be there
     file = folder / spec.NAME
     try:
         found = languages.found(folder)
@@ -115,7 +116,7 @@ def _checked(path: Path) -> tuple[Path, BuildSpec]:
     from mayfly import spec
     from mayfly.errors import UsageError
 
-    current = here()
+    current = here() if not path.is_absolute() else None
     if not path.is_dir():
         return path, spec.load(path, spec.root_of(path.parent))
     root = spec.root_of(path)
@@ -125,7 +126,7 @@ def _checked(path: Path) -> tuple[Path, BuildSpec]:
             f"there is no {spec.NAME} from {path} up to the work tree's root, {root}",
             hint="which is fine; `mayfly spec init` writes a first one",
         )
-    shown = file.relative_to(current) if file.is_relative_to(current) else file
+    shown = file.relative_to(current) if current and file.is_relative_to(current) else file
     return shown, spec.load(file, root, str(shown))
 
 

@@ -22,6 +22,7 @@ from mayfly.doctor.check import Check, as_root, fail, ok, warn
 from mayfly.errors import InfrastructureError, MachineUnfit
 from mayfly.host import cgroup, forwarding, machine
 from mayfly.host import network as networks
+from mayfly.host.process import PATH
 from mayfly.ladder import physical
 from mayfly.model import GIB
 
@@ -35,7 +36,6 @@ PROGRAMS = {
 }
 """Programs that builds need here, and the Debian package of each."""
 
-PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 DNS_S = 2
 TRIAL_S = 20
 
@@ -193,9 +193,10 @@ def network(config: Config) -> Iterator[Check]:
 def _firewall(config: Config) -> Iterator[Check]:
     """Docker and firewalls set the forward chain to drop, and runners' packets with it."""
     try:
-        found = asyncio.run(forwarding.obstacles(config))
+        found = asyncio.run(asyncio.wait_for(forwarding.obstacles(config), TRIAL_S))
     except (OSError, InfrastructureError) as error:
-        yield warn("firewall", f"not looked at: {error}", "apt-get install nftables")
+        why = str(error) or f"nft did not end within {TRIAL_S} s"
+        yield warn("firewall", f"not looked at: {why}", "nft list ruleset")
         return
     for obstacle in found:
         yield warn(

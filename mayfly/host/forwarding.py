@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mayfly.config import Config
+from mayfly.errors import InfrastructureError
 from mayfly.host.network import devices
-from mayfly.host.process import run
+from mayfly.host.process import PATH, run
 
 LETS_OTHERS_IN = "DOCKER-USER"
 """Docker's chain for other people's rules: unlike FORWARD's own it survives Docker's restart."""
@@ -36,9 +38,10 @@ async def obstacles(config: Config) -> tuple[Obstacle, ...]:
     when it is not there.
     """
     found = list(closed(json.loads(await run("nft", "-j", "list", "ruleset")), devices(config)))
-    if shutil.which("iptables-legacy") is not None:
-        rules = await run("iptables-legacy", "-S", "FORWARD")
-        found += closed_legacy(rules, devices(config))
+    if shutil.which("iptables-legacy", path=PATH) is not None:
+        with suppress(InfrastructureError):  # a kernel without them has none of their rules
+            rules = await run("iptables-legacy", "-S", "FORWARD")
+            found += closed_legacy(rules, devices(config))
     return tuple(found)
 
 

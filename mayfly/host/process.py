@@ -13,6 +13,9 @@ from pathlib import Path
 from mayfly.errors import InfrastructureError
 from mayfly.pid import ProcessId
 
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+"""Where programs are looked for: su(1) leaves root without the last two."""
+
 
 async def exited(process: ProcessId) -> None:
     """Wait until the process has ended; returns at once when it already has."""
@@ -156,6 +159,7 @@ async def run(*argv: str, stdin: str = "") -> str:
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
+        env={**os.environ, "PATH": PATH},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

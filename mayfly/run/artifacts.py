@@ -101,7 +101,7 @@ def take(source: IO[bytes], patterns: Sequence[str], folder: Path, below: str = 
                 make: Callable[[Path], None] | None = None
                 if entry.islnk():
                     if (first := _place(entry.linkname, below)) in here:
-                        make = partial(os.link, folder / first)
+                        make = partial(_link, folder / first)
                 # Of a sparse file a few bytes could stand for a whole disk.
                 elif entry.isreg() and not entry.issparse() and (data := tar.extractfile(entry)):
                     mode = 0o777 if entry.mode & 0o100 else 0o666
@@ -151,6 +151,13 @@ def _put(folder: Path, path: str, make: Callable[[Path], None]) -> None:
             new.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"artifact {path} cannot be written here: {error.strerror}") from None
+
+
+def _link(first: Path, new: Path) -> None:
+    try:
+        new.hardlink_to(first)
+    except OSError:  # not every file system has them
+        shutil.copy(first, new)
 
 
 def _copy(data: IO[bytes], new: Path, *, mode: int) -> None:

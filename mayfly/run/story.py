@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def forget_result(file: Path) -> None:
     """
     try:
         if file.is_file() and not file.is_symlink():
-            file.unlink()
+            file.write_text("")
+            with suppress(OSError):  # its folder may be closed to us: then it is empty
+                file.unlink()
     except OSError as error:
         raise UsageError(f"--result {file} cannot be written: {error.strerror}") from None
 

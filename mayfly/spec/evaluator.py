@@ -26,19 +26,20 @@ from mayfly.spec.form import FIELDS, SpecForm
 from mayfly.spec.source import Source
 
 CONTRACT = shipped("schemas/lib/build_spec.ncl")
-LONGEST_S = 15.0
+LONGEST_S = 7.0
 """Of the whole evaluation; the process ends itself a little sooner."""
 
-_TIME = frozenset({signal.SIGPROF, signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL})
+_COMPUTED = frozenset({signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL})
+_WAITED = frozenset({signal.SIGALRM})
 _MEMORY = ("memory allocation of", "out of memory", "MemoryError")
 
 
 def evaluate(source: Source, nickel: Path | None = None) -> BuildSpec:
     """What the spec declares. `nickel` is the folder that Nickel's module is in, if not the usual.
 
-    Raises `SchemaError`, after 2 s of computing at the latest, for a spec that is wrong in any way
-    or takes more time or memory than it may, and `MachineUnfit` where this kernel cannot confine a
-    process.
+    Raises `SchemaError`, after 2 s of computing and 7 s of all at the latest, for a spec that is
+    wrong in any way or takes more time or memory than it may, and `MachineUnfit` where this kernel
+    cannot confine a process.
     """
     question = {
         "nickel": str(nickel or _nickel()),
@@ -83,7 +84,7 @@ def _answer(question: Mapping[str, str], source: Source) -> dict[str, Any]:
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            status = -signal.SIGKILL
+            status = -signal.SIGALRM
         out.seek(0)
         complaints.seek(0)
         said = complaints.read().decode(errors="replace")
@@ -99,7 +100,9 @@ def _ended(status: int, said: str, source: Source) -> SchemaError:
 def _end(status: int, said: str) -> str:
     if any(word in said for word in _MEMORY):
         return f"takes more than {confine.MEMORY_BYTES >> 20} MiB of memory to evaluate"
-    if -status in _TIME:
+    if -status in _WAITED:
+        return f"is not evaluated after {confine.WALL_S:g} s"
+    if -status in _COMPUTED:
         return f"takes more than {confine.CPU_S} s to evaluate"
     if -status in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
         return "is nested too deeply, or recurs without end"

@@ -231,15 +231,19 @@ def _nobody_starting(config: Config) -> Iterator[None]:
                 held.enter_context(record.lock(config.run))
             except Conflict:
                 raise Conflict(
-                    "Mayfly is just starting here", hint="`mayfly down` again in a moment"
+                    "Mayfly is just starting or stopping here",
+                    hint="`mayfly down` again in a moment",
                 ) from None
+            except OSError as error:
+                raise unwritable(error) from None
         yield
 
 
 def _purge(state: Path, progress: Progress) -> None:
     progress(f"removing {state}")
     try:
-        for entry in state.iterdir():
+        # Until all else is gone the folder is known for what it is, and this can be repeated.
+        for entry in sorted(state.iterdir(), key=lambda entry: entry.name == "version"):
             if not preflight.ours(entry.name):
                 progress(f"{entry} is not Mayfly's and stays")
             elif entry.is_dir() and not entry.is_symlink():

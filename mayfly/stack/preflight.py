@@ -32,9 +32,6 @@ SOCKETS = (
 LONGEST_STATE = 107 - max(map(len, SOCKETS))
 """Bytes; unix sockets' addresses have no more room (unix(7))."""
 
-LEFT = (".version.", ".base-")
-"""How names begin that killed attempts have left."""
-
 FILE_SYSTEMS = "lost+found"
 """What a file system has of its own."""
 
@@ -44,12 +41,16 @@ KNOWN = {folder.path.partition("/")[0] for folder in users.FOLDERS} | {
     "base",
     "cache",
     "golden",
+    "kvm-probe.img",
     "kvm-probe.json",
     "templates",
     "version",
     "vms",
 }
 """What others of Mayfly may have put into the state before the first `up`."""
+
+LEFT = (*(f".{name}." for name in sorted(KNOWN) if name), ".base-")
+"""How names begin that killed attempts have left (`files.place`)."""
 
 
 def check(config: Config) -> None:

@@ -108,12 +108,20 @@ def test_an_at_sign_in_a_path_is_no_password() -> None:
     assert unfit("direct,https://a@b/") == "has a password in it"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:3142", "localhost/x", "LOCALHOST", "[::1]:80"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:3142", "127.1", "localhost./x", "LOCALHOST", "[::1]:80", "[::ffff:127.0.0.1]"],
+)
 def test_what_is_at_loopback_here_stays_out(machine: Machine, host: str) -> None:
     put(machine.root / "etc/pip.conf", f"[global]\nindex-url = http://{host}\n")
     found = read(("pip",), machine)
     assert found == Site(left_out=("pip's index-url is at this machine's loopback",))
-    for other in ("http://127.example.org", "http://localhost.example.org/"):
+    for other in (
+        "http://127.example.org",
+        "http://localhost.example.org/",
+        "http://[2001:db8::1]/",
+        "http://10.0.0.1",
+    ):
         assert not unfit(other)
 
 

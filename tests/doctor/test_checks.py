@@ -26,7 +26,7 @@ from mayfly.doctor.check import Check, State
 from mayfly.errors import MachineUnfit
 from mayfly.golden import catalogue, recipe
 from mayfly.golden import manifest as manifests
-from mayfly.host import cgroup, forwarding
+from mayfly.host import cgroup, forwarding, process
 from mayfly.host.machine import Machine
 from mayfly.model import GIB
 from mayfly.pid import ProcessId
@@ -142,9 +142,10 @@ def test_a_firewall_that_drops_what_is_forwarded_is_named(
     assert (found.state, found.mend) == (State.WARN, "nft 'insert rule …'")
     assert "ip filter FORWARD drops" in found.found
     monkeypatch.undo()
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(process, "PATH", str(tmp_path))
     (found,) = machine._firewall(config(tmp_path))
-    assert (found.state, found.mend) == (State.WARN, "apt-get install nftables")
+    assert (found.state, found.mend) == (State.WARN, "nft list ruleset")
+    assert "'nft'" in found.found
 
 
 def test_a_resolver_that_answers_is_told_from_one_that_does_not(

@@ -105,6 +105,27 @@ def test_a_hard_link_is_one_to_what_came_before_and_to_nothing_else(tmp_path: Pa
     assert (folder / "mine").read_text() == "mine"
 
 
+def test_where_hard_links_cannot_be_they_are_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(new: Path, first: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", denied)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        entry = tarfile.TarInfo("out/a")
+        entry.size, entry.mode = 1, 0o755
+        made.addfile(entry, io.BytesIO(b"a"))
+        entry = tarfile.TarInfo("out/b")
+        entry.type, entry.linkname = tarfile.LNKTYPE, "out/a"
+        made.addfile(entry)
+    buffer.seek(0)
+    assert artifacts.take(buffer, ("out",), tmp_path).files == ["out/a", "out/b"]
+    assert (tmp_path / "out/b").read_bytes() == b"a"
+    assert (tmp_path / "out/b").stat().st_mode & 0o100
+
+
 def test_a_link_on_the_way_is_not_followed(tmp_path: Path) -> None:
     folder, other = tmp_path / "here", tmp_path / "other"
     folder.mkdir()

@@ -100,12 +100,31 @@ def test_what_is_not_ours_in_a_state_stays(config: Config, monkeypatch: pytest.M
     monkeypatch.setattr(hosts, "remove", lambda config: None)
     (config.state / "ca").mkdir(parents=True)
     (config.state / "golden").symlink_to(config.state.parent)
-    for name in ("version", "thesis.tex", "ca/ca.crt", ".version.x"):
+    for name in ("version", "thesis.tex", "ca/ca.crt", ".version.x", ".admin.token.x"):
         (config.state / name).write_text("1\n")
     said: list[str] = []
     lifecycle.down(config, True, said.append)
     assert [path.name for path in config.state.iterdir()] == ["thesis.tex"]
     assert any("thesis.tex is not Mayfly's and stays" in line for line in said)
+
+
+def test_a_purge_that_fails_can_be_repeated(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "remove", lambda config: None)
+    (config.state / "golden").mkdir(parents=True)
+    for name in ("version", "thesis.tex"):
+        (config.state / name).write_text("1\n")
+    with monkeypatch.context() as patch:
+
+        def busy(path: Path) -> None:
+            raise OSError(16, "Device or resource busy", str(path))
+
+        patch.setattr(shutil, "rmtree", busy)
+        with pytest.raises(MayflyError, match="golden cannot be removed: Device or resource busy"):
+            lifecycle.down(config, True, print)
+    lifecycle.down(config, True, print)
+    assert [path.name for path in config.state.iterdir()] == ["thesis.tex"]
 
 
 def test_a_state_that_is_a_link_is_emptied(
