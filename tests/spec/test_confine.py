@@ -192,6 +192,25 @@ def test_without_landlock_nothing_can_be_opened_and_only_imports_are_lost(
         spec.load(repo / spec.NAME, repo)
 
 
+def test_computing_and_waiting_have_ends_of_their_own(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = there / "repo"
+    changed(there, monkeypatch, "KILLED_CPU_S = 2", "KILLED_CPU_S = 60")
+    changed(there, monkeypatch, "WALL_S = 6.0", "WALL_S = 3.0")
+    monkeypatch.setattr(evaluator, "LONGEST_S", 60)
+    os.mkfifo(repo / "pipe.ncl")
+    (repo / spec.NAME).write_text('import "pipe.ncl"')
+    with pytest.raises(SchemaError, match="is not evaluated after 6 s"):
+        spec.load(repo / spec.NAME, repo)
+    changed(there, monkeypatch, "WALL_S = 3.0", "WALL_S = 60.0")
+    (repo / spec.NAME).write_text(
+        "let rec f = fun n => if n < 2 then n else f (n - 1) + f (n - 2) in { cpu = f 60 }"
+    )
+    with pytest.raises(SchemaError, match=r"takes more than 1\.6 s to evaluate"):
+        spec.load(repo / spec.NAME, repo)
+
+
 def test_without_seccomp_nothing_is_evaluated(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed(
         there, monkeypatch, "_SECCOMP_MODE_FILTER = 38, 22, 2", "_SECCOMP_MODE_FILTER = 38, 22, 9"
