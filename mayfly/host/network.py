@@ -26,7 +26,7 @@ from mayfly.config import Config
 from mayfly.errors import InfrastructureError, MachineUnfit
 from mayfly.host import fence
 from mayfly.host.fence import Surroundings
-from mayfly.host.process import run
+from mayfly.host.process import PATH, run
 
 NETNS = Path("/run/netns")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -128,9 +128,8 @@ def _usable(resolver: str) -> bool:
 
 def faults(config: Config) -> Iterator[MachineUnfit]:
     """What keeps this machine from having runners' networks, as far as it shows without root."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     for program, package in (("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")):
-        if shutil.which(program, path=path) is None:
+        if shutil.which(program, path=PATH) is None:
             yield MachineUnfit(f"{program} is not installed", hint=f"apt-get install {package}")
     try:
         resolvers(config)

@@ -18,7 +18,7 @@ import pytest
 
 from mayfly.config import Config, Network
 from mayfly.errors import MachineUnfit
-from mayfly.host import network
+from mayfly.host import network, process
 from mayfly.host.process import run
 from tests import proving_ground
 from tests.farm import probe
@@ -229,7 +229,7 @@ async def test_without_nftables_there_are_no_runners(
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "ip").symlink_to("/usr/sbin/ip")
-    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr(process, "PATH", str(tools))
     network.FORWARD.write_text("0\n")
     with pytest.raises(MachineUnfit, match="no nftables"):
         await network.Fence(config(tmp_path)).open()
