@@ -30,7 +30,6 @@ LONGEST_S = 7.0
 """Of the whole evaluation; the process ends itself a little sooner."""
 
 _COMPUTED = frozenset({signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL})
-_WAITED = frozenset({signal.SIGALRM})
 _MEMORY = ("memory allocation of", "out of memory", "MemoryError")
 
 
@@ -100,7 +99,7 @@ def _ended(status: int, said: str, source: Source) -> SchemaError:
 def _end(status: int, said: str) -> str:
     if any(word in said for word in _MEMORY):
         return f"takes more than {confine.MEMORY_BYTES >> 20} MiB of memory to evaluate"
-    if -status in _WAITED:
+    if -status == signal.SIGALRM:
         return f"is not evaluated after {confine.WALL_S:g} s"
     if -status in _COMPUTED:
         return f"takes more than {confine.CPU_S} s to evaluate"

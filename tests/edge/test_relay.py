@@ -204,7 +204,7 @@ async def test_an_answer_takes_about_no_time(here: Here) -> None:
             await socket.receive_bytes()
             took.append(loop.time() - began)
     # Nagle's algorithm on either side would make each of them 40 ms.
-    assert sorted(took)[20] < 0.02
+    assert sorted(took)[50] < 0.02
 
 
 async def test_detaching_cuts_what_is_open_and_keeps_out_what_comes(here: Here) -> None:
